@@ -1,0 +1,1 @@
+"""Paged attention: one interface, several backends, chosen by `select_backend`."""

@@ -1,0 +1,1 @@
+"""Messages between Pagewire's processes: what travels over ZeroMQ, and how it is framed."""

@@ -1,0 +1,158 @@
+"""Messages between a gateway and the scheduler.
+
+A gateway greets with `Hello`, then sends `Submit` and `Abort`. The scheduler answers the greeting and every change of
+its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends one `StepTokens` per gateway.
+
+Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` as uint32.
+"""
+
+import enum
+
+import msgspec
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
+    """A gateway's greeting, sent until the scheduler answers."""
+
+    version: str
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How the next token is chosen. Ranges are checked by the gateway.
+
+    temperature 0 means greedy; top_k 0 means all; top_p 1 and min_p 0 mean off.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
+    """A request to run.
+
+    `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
+    `max_tokens` counts output tokens, those included. `deadline_s` is Unix time.
+    """
+
+    stream_id: int
+    request_id: str
+    token_ids: bytes
+    num_prompt_tokens: int
+    sampling: Sampling
+    max_tokens: int | None
+    min_tokens: int
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    priority: int
+    cache_salt: str
+    deadline_s: float | None
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
+    """The caller of these streams is gone or has what it wants: stop them without a further message."""
+
+    stream_ids: tuple[int, ...]
+
+
+GatewayMessage = Hello | Submit | Abort
+
+
+class EngineState(enum.IntEnum):
+    """Whether the engine can run requests."""
+
+    STARTING = 1
+    READY = 2
+    UNAVAILABLE = 3
+
+
+class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the worker knows about the loaded model. Lengths are in tokens."""
+
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Limits that requests are checked against."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The scheduler's queues at one moment."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+
+
+class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
+    """State of scheduler and workers. `model` and `limits` are set once the engine has been READY.
+
+    While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE.
+    """
+
+    state: EngineState
+    model: ModelInfo | None
+    limits: Limits | None
+    load: Load
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+class RejectReason(enum.IntEnum):
+    """Why a request was not taken."""
+
+    INVALID = 1
+    OVERLOADED = 2
+    UNAVAILABLE = 3
+
+
+class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
+    """The request was not taken. `field` names the offending Submit field for INVALID."""
+
+    stream_id: int
+    reason: RejectReason
+    field: str
+    message: str
+
+
+class EndReason(enum.IntEnum):
+    """Why a sequence ended."""
+
+    STOP = 1
+    LENGTH = 2
+    DEADLINE = 3
+    FAILED = 4
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The last word about one stream. `stop_token_id` is set for STOP; `detail` says what FAILED."""
+
+    stream_id: int
+    reason: EndReason
+    stop_token_id: int | None
+    num_cached_tokens: int
+    detail: str
+
+
+class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
+    """All news of one step for one gateway: stream_ids[i] produced token_ids[i]; then some streams ended."""
+
+    stream_ids: bytes
+    token_ids: bytes
+    ended: list[Ended]
+
+
+SchedulerMessage = EngineStatus | Rejected | StepTokens

@@ -1,0 +1,1 @@
+"""The gateway process: speaks every public protocol, tokenizes and detokenizes, and owns nothing else."""

@@ -1,0 +1,1 @@
+"""The supervisor process: starts gateway, scheduler and workers on one machine, watches and restarts them."""

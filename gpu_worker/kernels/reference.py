@@ -94,7 +94,7 @@ def _multiply(a: torch.Tensor, b: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first 2 * cos.shape[-1] elements of each head as two halves. Source: Su et al., RoFormer, section 3.2."""
+    """Rotate the first 2 * cos.shape[-1] elements of each head as two halves (Su et al., RoFormer, section 3.2)."""
     half = cos.shape[-1]
     first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

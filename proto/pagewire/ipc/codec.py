@@ -47,7 +47,7 @@ class Codec(Generic[Message]):
 
     def __init__(self, expected: object) -> None:
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(expected)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(expected)
 
     def encode(self, message: msgspec.Struct, sender: bytes, recipient: bytes) -> bytes:
         """Frame a message."""

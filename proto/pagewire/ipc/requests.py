@@ -1,7 +1,8 @@
 """Messages between a gateway and the scheduler.
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`. The scheduler answers the greeting and every change of
-its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends one `StepTokens` per gateway.
+its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends each gateway one
+`StepTokens`.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` as uint32.
 """

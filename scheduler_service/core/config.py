@@ -1,0 +1,44 @@
+"""What can be set about a scheduler process, checked once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Settings of one scheduler. Counts are of tokens, sequences or blocks as named.
+
+    `max_model_len` None: the model's own. `num_blocks` None: what the workers have room for. With
+    `async_scheduling` the next step is sent while one runs.
+
+    Raises:
+        ValueError: the sizes contradict each other; the message says which and what to change.
+    """
+
+    block_size: int = 16
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int | None = None
+    num_blocks: int | None = None
+    tensor_parallel_size: int = 1
+    prefix_caching: bool = True
+    async_scheduling: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("max_model_len", "num_blocks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1, or unset")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
+                "a step must have room for one token of every running sequence; lower --max-num-seqs or raise "
+                "--max-num-batched-tokens"
+            )
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        """Steps that may be at the workers at once: the running one and, with async scheduling, the next."""
+        return 2 if self.async_scheduling else 1

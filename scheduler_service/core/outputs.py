@@ -1,0 +1,54 @@
+"""What one step has to tell each gateway, gathered while the scheduler works."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pagewire.ipc.requests import Ended, EndReason, StepTokens
+from scheduler_service.core.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _News:
+    stream_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+
+
+class OutputCollector:
+    """Collects tokens and ends by gateway until `flush`."""
+
+    def __init__(self) -> None:
+        self._news: defaultdict[bytes, _News] = defaultdict(_News)
+
+    def add_token(self, sequence: Sequence, token_id: int) -> None:
+        """The sequence produced a token."""
+        news = self._news[sequence.gateway]
+        news.stream_ids.append(sequence.stream_id)
+        news.token_ids.append(token_id)
+
+    def add_end(
+        self, sequence: Sequence, reason: EndReason, stop_token_id: int | None = None, detail: str = ""
+    ) -> None:
+        """The sequence's last word."""
+        ended = Ended(sequence.stream_id, reason, stop_token_id, sequence.num_cached_tokens or 0, detail)
+        self._news[sequence.gateway].ended.append(ended)
+
+    def flush(self) -> list[tuple[bytes, StepTokens]]:
+        """One message per gateway with news; the collector is empty afterwards."""
+        if not self._news:
+            return []
+        messages = [
+            (
+                gateway,
+                StepTokens(
+                    stream_ids=np.array(news.stream_ids, dtype="<u4").tobytes(),
+                    token_ids=np.array(news.token_ids, dtype="<i4").tobytes(),
+                    ended=news.ended,
+                ),
+            )
+            for gateway, news in self._news.items()
+        ]
+        self._news.clear()
+        return messages

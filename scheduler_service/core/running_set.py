@@ -1,0 +1,186 @@
+"""Which sequences hold a slot and blocks: how they get them, grow, and give them back."""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+import numpy as np
+
+from scheduler_service.core.block_manager import BlockManager
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.prefix_cache import BlockHasher
+from scheduler_service.core.sequence import Sequence, Status
+from scheduler_service.core.slot_table import IntArray, SlotTable
+from scheduler_service.core.step_plan import StepPlan
+
+
+class RunningSet:
+    """Owns slots, block tables and the prefix cache, and records every change in `plan` for the workers.
+
+    A sequence that leaves (at its end, on cancel, on preemption) is no longer scheduled at once, but what it holds is
+    released only when no step in flight computes it: such a step still writes to its blocks.
+
+    Args:
+        requeue: takes a preempted sequence once it is WAITING again.
+    """
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, requeue: Callable[[Sequence], None]) -> None:
+        self.table = SlotTable(config.max_num_seqs)
+        self.blocks = BlockManager(num_blocks)
+        self.plan = StepPlan()
+        self._config = config
+        self._requeue = requeue
+        self._hasher = BlockHasher(config.block_size)
+        self._running: list[Sequence] = []
+        self._leaving: list[Sequence] = []
+        self._slots: IntArray | None = None
+
+    @property
+    def num_held_slots(self) -> int:
+        """Sequences that hold a slot, leaving ones included."""
+        return len(self._running) + len(self._leaving)
+
+    @property
+    def slots(self) -> IntArray:
+        """Slots of the running sequences, first to be served first."""
+        if self._slots is None:
+            self._slots = np.array([sequence.slot for sequence in self._running], dtype=np.int32)
+        return self._slots
+
+    def admit(self, sequence: Sequence) -> int | None:
+        """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it.
+
+        One block per running sequence stays in reserve, so that a newcomer does not push out those it joins.
+        """
+        if self.table.num_free == 0:
+            return None
+        shared = self._match_prefix(sequence)
+        num_new = -(-len(sequence.token_ids) // self._config.block_size) - len(shared)
+        available = self.blocks.num_available - self.blocks.num_idle_among(shared)
+        if num_new + len(self._running) > available:
+            return None
+        self.blocks.share(shared)
+        new_blocks = self.blocks.allocate(num_new)
+        assert new_blocks is not None
+        sequence.block_ids = shared + new_blocks
+        num_computed = len(shared) * self._config.block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(num_computed, sequence.num_prompt_tokens)
+        sequence.slot = slot = self.table.take(sequence, num_computed, len(shared))
+        sequence.move_to(Status.RUNNING)
+        insort(self._running, sequence, key=_order)
+        self._slots = None
+        self.plan.add_sequence(sequence, slot, num_computed)
+        return slot
+
+    def grow(self, sequence: Sequence) -> None:
+        """Give a running sequence one more block, preempting the youngest if need be.
+
+        It gets none, and sits out this step, if it was preempted itself or if the blocks it needs are on their way,
+        held by a leaving sequence until its last step is back.
+        """
+        while sequence.status is Status.RUNNING:
+            blocks = self.blocks.allocate(1)
+            if blocks is not None:
+                assert sequence.slot is not None
+                sequence.block_ids += blocks
+                self.table.num_blocks[sequence.slot] += 1
+                self.plan.add_block(sequence.slot, blocks[0])
+                return
+            if self._leaving:
+                return
+            self.leave(self._running[-1], Status.PREEMPTING)
+
+    def leave(self, sequence: Sequence, status: Status) -> None:
+        """Schedule a running sequence no more (PREEMPTING or ENDING), and release what it holds as soon as is safe."""
+        sequence.move_to(status)
+        position = bisect_left(self._running, sequence.order, key=_order)
+        assert self._running[position] is sequence
+        del self._running[position]
+        self._slots = None
+        self._leaving.append(sequence)
+        self.release_left()
+
+    def release_left(self) -> None:
+        """Free slots and blocks of leaving sequences that no step in flight computes any more.
+
+        This is the one place where a sequence's blocks are freed: at its end, on cancel and on preemption.
+        """
+        leaving, self._leaving = self._leaving, []
+        for sequence in leaving:
+            slot = sequence.slot
+            assert slot is not None
+            if self.table.in_flight[slot] > 0:
+                self._leaving.append(sequence)
+                continue
+            self.blocks.free(sequence.block_ids)
+            self.table.release(slot)
+            self.plan.drop_slot(slot)
+            sequence.block_ids = []
+            sequence.slot = None
+            if sequence.status is Status.ENDING:
+                sequence.move_to(Status.ENDED)
+            else:
+                sequence.move_to(Status.WAITING)
+                self._requeue(sequence)
+
+    def cache_full_blocks(self, slots: IntArray, num_computed: IntArray) -> None:
+        """Offer the blocks that a finished step filled to the prefix cache: their content is certain now.
+
+        slots, num_computed: [n], the step's slots and how many tokens of each are computed.
+        """
+        if not self._config.prefix_caching:
+            return
+        num_full = num_computed // self._config.block_size
+        grown = np.flatnonzero(num_full > self.table.num_cached[slots])
+        for slot, count in zip(slots[grown].tolist(), num_full[grown].tolist(), strict=True):
+            sequence = self.table.sequences[slot]
+            assert sequence is not None
+            if sequence.status is Status.ENDING:
+                continue
+            self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, count)
+            for index in range(self.table.num_cached[slot], count):
+                self.blocks.cache.insert(sequence.block_ids[index], sequence.block_hashes[index])
+            self.table.num_cached[slot] = count
+
+    def reset(self, num_blocks: int) -> None:
+        """The workers lost everything: every running sequence waits again, and the pool is new."""
+        self.table.in_flight[:] = 0
+        for sequence in list(self._running):
+            self.leave(sequence, Status.PREEMPTING)
+        self.release_left()
+        self.blocks = BlockManager(num_blocks)
+        self.plan = StepPlan()
+
+    def take_plan(self) -> StepPlan:
+        """The changes since the last call."""
+        plan, self.plan = self.plan, StepPlan()
+        return plan
+
+    def holding(self) -> list[Sequence]:
+        """All sequences with a slot: running, then leaving."""
+        return self._running + self._leaving
+
+    def check_integrity(self) -> None:
+        """Assert that every block and slot is where it belongs."""
+        holding = self.holding()
+        self.blocks.check_integrity(sequence.block_ids for sequence in holding)
+        taken = [slot for slot, sequence in enumerate(self.table.sequences) if sequence is not None]
+        assert taken == sorted(sequence.slot for sequence in holding if sequence.slot is not None)
+        assert len(taken) + self.table.num_free == self._config.max_num_seqs
+        assert all(sequence.status is Status.RUNNING for sequence in self._running)
+        assert all(sequence.status in (Status.PREEMPTING, Status.ENDING) for sequence in self._leaving)
+        assert self._running == sorted(self._running, key=_order)
+        assert all(self.table.num_blocks[sequence.slot] == len(sequence.block_ids) for sequence in holding)
+        assert all(self.table.in_flight[sequence.slot] > 0 for sequence in self._leaving)
+
+    def _match_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the longest known prefix that leaves at least one token to compute."""
+        if not self._config.prefix_caching:
+            return []
+        num_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
+        self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, num_blocks)
+        return self.blocks.cache.match(sequence.block_hashes[:num_blocks])
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.order

@@ -1,0 +1,267 @@
+"""Which sequence computes how many tokens in the next step, and what follows from a step's result. No I/O.
+
+There is no prefill or decode phase: a sequence has tokens that are computed and tokens that are known, and every step
+moves the first towards the second under a token budget.
+"""
+
+from array import array
+from collections import deque
+
+import numpy as np
+
+from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
+from pagewire.ipc.steps import StepBatch, StepOutput
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.outputs import OutputCollector
+from scheduler_service.core.running_set import RunningSet
+from scheduler_service.core.sequence import Sequence, Status
+from scheduler_service.core.slot_table import BoolArray, IntArray
+from scheduler_service.core.step_plan import StepInFlight
+from scheduler_service.core.waiting_queue import WaitingQueue
+
+
+class Scheduler:
+    """Owns every sequence from `add` to its end.
+
+    The caller alternates `schedule` (a step to send, or None) and `update` (a step's result), with at most
+    `config.max_steps_in_flight` steps between them, and hands out what `take_outputs` returns.
+
+    Args:
+        num_blocks: KV blocks of the pool.
+        eos_token_ids: tokens that end a sequence unless it ignores them.
+    """
+
+    def __init__(self, config: SchedulerConfig, num_blocks: int, eos_token_ids: frozenset[int]) -> None:
+        self.config = config
+        self._eos_token_ids = eos_token_ids
+        self._sequences: dict[tuple[bytes, int], Sequence] = {}
+        self._waiting = WaitingQueue()
+        self._running = RunningSet(config, num_blocks, self._waiting.push)
+        self._in_flight: deque[StepInFlight] = deque()
+        self._outputs = OutputCollector()
+        self._num_arrivals = 0
+        self._num_steps = 0
+
+    # ---- requests -------------------------------------------------------------------------------------------------
+
+    def add(self, gateway: bytes, submit: Submit, max_total_tokens: int) -> None:
+        """Queue a request that admission has checked; `max_total_tokens` is prompt plus output at most."""
+        stops = frozenset(submit.stop_token_ids)
+        token_ids = array("i")
+        token_ids.frombytes(submit.token_ids)
+        sequence = Sequence(
+            gateway=gateway,
+            stream_id=submit.stream_id,
+            request_id=submit.request_id,
+            arrival=self._num_arrivals,
+            token_ids=token_ids,
+            num_prompt_tokens=submit.num_prompt_tokens,
+            max_total_tokens=max_total_tokens,
+            min_total_tokens=submit.num_prompt_tokens + submit.min_tokens,
+            stop_token_ids=stops if submit.ignore_eos else stops | self._eos_token_ids,
+            sampling=submit.sampling,
+            priority=submit.priority,
+            cache_salt=submit.cache_salt,
+            deadline_s=submit.deadline_s,
+        )
+        self._num_arrivals += 1
+        self._sequences[gateway, submit.stream_id] = sequence
+        self._waiting.push(sequence)
+
+    def has(self, gateway: bytes, stream_id: int) -> bool:
+        """Whether this stream's sequence has not ended yet."""
+        return (gateway, stream_id) in self._sequences
+
+    def abort(self, gateway: bytes, stream_id: int) -> None:
+        """End a sequence at any state without a further message; unknown streams are ignored."""
+        sequence = self._sequences.get((gateway, stream_id))
+        if sequence is not None:
+            self._end(sequence)
+
+    def abort_gateway(self, gateway: bytes) -> None:
+        """End every sequence of a gateway that is gone."""
+        for owner, stream_id in [key for key in self._sequences if key[0] == gateway]:
+            self.abort(owner, stream_id)
+
+    def expire(self, now_s: float) -> None:
+        """End every sequence whose deadline (Unix time) has passed."""
+        for sequence in list(self._sequences.values()):
+            if sequence.deadline_s is not None and sequence.deadline_s <= now_s:
+                self._outputs.add_end(sequence, EndReason.DEADLINE)
+                self._end(sequence)
+
+    def take_outputs(self) -> list[tuple[bytes, StepTokens]]:
+        """News since the last call, one message per gateway."""
+        return self._outputs.flush()
+
+    @property
+    def load(self) -> Load:
+        """Sequences with and without a slot, and blocks that could be given out."""
+        num_running = self._running.num_held_slots
+        return Load(num_running, max(len(self._sequences) - num_running, 0), self._running.blocks.num_available)
+
+    # ---- the next step --------------------------------------------------------------------------------------------
+
+    @property
+    def can_schedule(self) -> bool:
+        """Whether the workers may be given another step."""
+        return len(self._in_flight) < self.config.max_steps_in_flight
+
+    def schedule(self) -> StepBatch | None:
+        """The next step, or None if nothing can be computed now.
+
+        Sequences that need one token come first, so that a long prompt never stalls running streams; then chunks of
+        prompts in order of arrival; then new sequences while slots, blocks and budget last.
+        """
+        assert self.can_schedule
+        decodes = self._schedule_decodes()
+        chunks = self._schedule_chunks(self.config.max_num_batched_tokens - len(decodes))
+        if not len(decodes) and not chunks:
+            return None
+        slots = np.array([slot for slot, _ in chunks], dtype=np.int32)
+        num_tokens = np.array([count for _, count in chunks], dtype=np.int32)
+        ones = np.ones(len(decodes), dtype=np.int32)
+        return self._send_off(np.concatenate((decodes, slots)), np.concatenate((ones, num_tokens)))
+
+    def _schedule_decodes(self) -> IntArray:
+        """Slots that compute their one known or promised token, each with a block to write it to."""
+        decodes, lacking = self._split_decodes()
+        if not len(lacking):
+            return decodes
+        for sequence in [self._running.table.sequences[slot] for slot in lacking.tolist()]:
+            assert sequence is not None
+            self._running.grow(sequence)
+        return self._split_decodes()[0]
+
+    def _split_decodes(self) -> tuple[IntArray, IntArray]:
+        """Slots with one token to compute: those that have a block for it, and those that lack one."""
+        table = self._running.table
+        slots = self._running.slots
+        num_tokens = table.num_tokens[slots]
+        num_computed = table.num_computed[slots]
+        # A sequence's last token is never computed: nothing is drawn after it.
+        is_decode: BoolArray = (num_tokens - num_computed == 1) & (num_tokens < table.max_tokens[slots])
+        has_block: BoolArray = num_computed < table.num_blocks[slots] * self.config.block_size
+        return slots[is_decode & has_block], slots[is_decode & ~has_block]
+
+    def _schedule_chunks(self, budget: int) -> list[tuple[int, int]]:
+        """Slots that compute several tokens and how many each; those with room for one token only come first."""
+        table = self._running.table
+        slots = self._running.slots
+        behind = slots[table.num_tokens[slots] - table.num_computed[slots] > 1]
+        chunks: list[tuple[int, int]] = []
+        for slot in behind.tolist():
+            budget = self._add_chunk(chunks, slot, budget)
+        while budget > 0 and (waiting := self._waiting.peek()) is not None:
+            new_slot = self._running.admit(waiting)
+            if new_slot is None:
+                break
+            self._waiting.pop()
+            budget = self._add_chunk(chunks, new_slot, budget)
+        chunks.sort(key=lambda chunk: chunk[1] > 1)
+        return chunks
+
+    def _add_chunk(self, chunks: list[tuple[int, int]], slot: int, budget: int) -> int:
+        """Let the slot compute as many of its known tokens as the budget allows; returns what is left of it."""
+        table = self._running.table
+        count = min(budget, int(table.num_tokens[slot] - table.num_computed[slot]))
+        if count > 0:
+            chunks.append((slot, count))
+        return budget - count
+
+    def _send_off(self, slots: IntArray, num_tokens: IntArray) -> StepBatch:
+        """Account for a step as if it had been computed, and remember it until its result comes."""
+        table = self._running.table
+        num_computed = table.num_computed[slots] + num_tokens
+        table.num_computed[slots] = num_computed
+        sampled = num_computed == table.num_tokens[slots]
+        sampled_slots = slots[sampled]
+        table.num_tokens[sampled_slots] += 1
+        table.in_flight[slots] += 1
+        drawing = [sequence for slot in sampled_slots.tolist() if (sequence := table.sequences[slot]) is not None]
+        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, drawing))
+        batch = self._running.take_plan().to_batch(self._num_steps, slots, num_tokens, sampled)
+        self._num_steps += 1
+        return batch
+
+    # ---- a step's result ------------------------------------------------------------------------------------------
+
+    def update(self, output: StepOutput) -> None:
+        """Take the result of the oldest step in flight.
+
+        Raises:
+            ValueError: the output is not that of the oldest step in flight; nothing was changed.
+        """
+        if not self._in_flight or self._in_flight[0].step_id != output.step_id:
+            raise ValueError(f"result of step {output.step_id}, which is not the oldest step in flight")
+        step = self._in_flight[0]
+        token_ids = np.frombuffer(output.token_ids, dtype="<i4").tolist()
+        if len(token_ids) != len(step.sampled) or len(output.nan_flags) != len(step.sampled):
+            raise ValueError(f"result of step {output.step_id} has {len(token_ids)} tokens for {len(step.sampled)}")
+        self._in_flight.popleft()
+        self._running.table.in_flight[step.slots] -= 1
+        if any(output.nan_flags):
+            self._fail_nan(step, output.nan_flags)
+        self._running.cache_full_blocks(step.slots, step.num_computed)
+        self._append_tokens(step.sampled, token_ids)
+        self._running.release_left()
+
+    def _fail_nan(self, step: StepInFlight, nan_flags: bytes) -> None:
+        """End the sequences whose logits were not finite, before any of the step's blocks can be cached."""
+        for sequence, flag in zip(step.sampled, nan_flags, strict=True):
+            if flag and not sequence.is_over:
+                detail = "the model returned NaN or infinite logits for this sequence"
+                self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
+                self._end(sequence)
+
+    def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
+        """Append each drawn token to its sequence, unless that has ended meanwhile, and end those that are done."""
+        for sequence, token_id in zip(sequences, token_ids, strict=True):
+            if sequence.is_over:
+                continue
+            tokens = sequence.token_ids
+            tokens.append(token_id)
+            self._outputs.add_token(sequence, token_id)
+            if token_id in sequence.stop_token_ids and len(tokens) > sequence.min_total_tokens:
+                self._outputs.add_end(sequence, EndReason.STOP, stop_token_id=token_id)
+                self._end(sequence)
+            elif len(tokens) >= sequence.max_total_tokens:
+                self._outputs.add_end(sequence, EndReason.LENGTH)
+                self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """End a sequence at any state; RunningSet frees what it holds, now or when its last step in flight is back."""
+        del self._sequences[sequence.gateway, sequence.stream_id]
+        if sequence.status is Status.RUNNING:
+            self._running.leave(sequence, Status.ENDING)
+        elif sequence.status is Status.PREEMPTING:
+            sequence.move_to(Status.ENDING)
+        else:
+            sequence.move_to(Status.ENDED)
+
+    # ---- loss of the workers, and self-check ----------------------------------------------------------------------
+
+    def reset(self, num_blocks: int) -> None:
+        """The workers lost everything: forget blocks and steps, queue every sequence again with its tokens.
+
+        A sequence that the new pool can never hold fails.
+        """
+        self._in_flight.clear()
+        self._running.reset(num_blocks)
+        capacity = num_blocks * self.config.block_size
+        for sequence in list(self._sequences.values()):
+            if sequence.max_total_tokens - 1 > capacity:
+                detail = (
+                    f"needs {sequence.max_total_tokens - 1} tokens of KV cache; after a restart only {capacity} fit"
+                )
+                self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
+                self._end(sequence)
+
+    def check_integrity(self) -> None:
+        """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""
+        self._running.check_integrity()
+        live = {id(sequence) for sequence in self._sequences.values()}
+        queued = {id(sequence) for sequence in self._waiting.live()}
+        held = {id(sequence) for sequence in self._running.holding() if not sequence.is_over}
+        assert not queued & held, "a sequence is queued and holds a slot"
+        assert live == queued | held, "a sequence is neither queued nor holding a slot"

@@ -1,0 +1,75 @@
+"""One request as the scheduler sees it: its tokens, where it stands, what it holds."""
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from pagewire.ipc.requests import Sampling
+
+
+class Status(enum.Enum):
+    """Where a sequence stands.
+
+    PREEMPTING and ENDING sequences are no longer scheduled but keep their slot and blocks until no step in flight can
+    write to them; what such a step still returns counts for a PREEMPTING sequence and is dropped for an ENDING one.
+    """
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    PREEMPTING = enum.auto()
+    ENDING = enum.auto()
+    ENDED = enum.auto()
+
+
+_LEGAL_MOVES = {
+    Status.WAITING: {Status.RUNNING, Status.ENDED},
+    Status.RUNNING: {Status.PREEMPTING, Status.ENDING},
+    Status.PREEMPTING: {Status.WAITING, Status.ENDING},
+    Status.ENDING: {Status.ENDED},
+    Status.ENDED: set(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A scheduled unit. Created WAITING; only `move_to` changes its status.
+
+    token_ids:  | prompt .................. | output ....... |
+                0                num_prompt_tokens           len(token_ids) <= max_total_tokens
+    block_ids:  | full, hashed ... | full or partial | room |
+                0     len(block_hashes) counts hashes known, computed from token_ids
+    """
+
+    gateway: bytes
+    stream_id: int
+    request_id: str
+    arrival: int
+    token_ids: "array[int]"
+    num_prompt_tokens: int
+    max_total_tokens: int
+    min_total_tokens: int
+    stop_token_ids: frozenset[int]
+    sampling: Sampling
+    priority: int
+    cache_salt: str
+    deadline_s: float | None
+    status: Status = Status.WAITING
+    slot: int | None = None
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key: higher priority first, then first come. The last of an order is the youngest."""
+        return (-self.priority, self.arrival)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last word has been said."""
+        return self.status in (Status.ENDING, Status.ENDED)
+
+    def move_to(self, status: Status) -> None:
+        """Change the status along the table of legal moves."""
+        assert status in _LEGAL_MOVES[self.status], f"{self.request_id}: {self.status.name} -> {status.name}"
+        self.status = status

@@ -1,0 +1,72 @@
+"""One step while it is being put together, and what is remembered of it while it is at the workers."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pagewire.ipc.steps import AddedSequence, StepBatch
+from scheduler_service.core.sequence import Sequence
+from scheduler_service.core.slot_table import BoolArray, IntArray
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """The diff that the next StepBatch carries, beside what it computes. Collected between two steps."""
+
+    removed: list[int] = field(default_factory=list)
+    added: list[AddedSequence] = field(default_factory=list)
+    block_slots: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+
+    def add_sequence(self, sequence: Sequence, slot: int, num_computed: int) -> None:
+        """The sequence takes a slot with the blocks it has now."""
+        self.added.append(
+            AddedSequence(
+                slot=slot,
+                request_id=sequence.request_id,
+                token_ids=sequence.token_ids.tobytes(),
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_computed_tokens=num_computed,
+                block_ids=_to_bytes(sequence.block_ids),
+                sampling=sequence.sampling,
+            )
+        )
+
+    def add_block(self, slot: int, block_id: int) -> None:
+        """The block table of a slot grows by one block."""
+        self.block_slots.append(slot)
+        self.block_ids.append(block_id)
+
+    def drop_slot(self, slot: int) -> None:
+        """The slot is released: whatever it was still to be told is void, and the workers forget it."""
+        self.removed.append(slot)
+        kept = [(s, b) for s, b in zip(self.block_slots, self.block_ids, strict=True) if s != slot]
+        self.block_slots = [s for s, _ in kept]
+        self.block_ids = [b for _, b in kept]
+
+    def to_batch(self, step_id: int, slots: IntArray, num_tokens: IntArray, sampled: BoolArray) -> StepBatch:
+        """The message for the workers. sampled: [len(slots)]."""
+        return StepBatch(
+            step_id=step_id,
+            removed=_to_bytes(self.removed),
+            added=self.added,
+            block_slots=_to_bytes(self.block_slots),
+            block_ids=_to_bytes(self.block_ids),
+            slots=slots.tobytes(),
+            num_tokens=num_tokens.tobytes(),
+            sampled=sampled.astype(np.uint8).tobytes(),
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class StepInFlight:
+    """A step at the workers: which slots it computes, how far each is afterwards, and who draws a token."""
+
+    step_id: int
+    slots: IntArray
+    num_computed: IntArray
+    sampled: list[Sequence]
+
+
+def _to_bytes(values: list[int]) -> bytes:
+    return np.array(values, dtype=np.int32).tobytes()

@@ -1,0 +1,121 @@
+"""A worker made of dictionaries: it executes step batches, and asserts that the scheduler never misleads it.
+
+Its model's next token is a function of all tokens before it, read back from its "KV cache", so any wrong block, wrong
+order or wrong count changes what comes out.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+
+from pagewire.ipc.steps import StepBatch, StepOutput
+
+VOCAB = 50
+
+
+def next_token(token_ids: list[int]) -> int:
+    """The model: the token that follows these."""
+    return crc32(np.array(token_ids, dtype=np.int32).tobytes()) % VOCAB
+
+
+def complete(prompt: list[int], max_tokens: int, stop: frozenset[int] = frozenset()) -> list[int]:
+    """What an undisturbed run of one prompt gives."""
+    token_ids = list(prompt)
+    for _ in range(max_tokens):
+        token_ids.append(next_token(token_ids))
+        if token_ids[-1] in stop:
+            break
+    return token_ids[len(prompt) :]
+
+
+@dataclass
+class Slot:
+    token_ids: list[int]
+    num_computed: int
+    block_ids: list[int]
+
+
+@dataclass
+class StepExecutor:
+    """Executes batches in order, each when `run_next` says so, so that steps can be late."""
+
+    block_size: int
+    num_blocks: int
+    slots: dict[int, Slot] = field(default_factory=dict)
+    queue: deque[StepBatch] = field(default_factory=deque)
+    nan_after: int | None = None
+    """Sequences whose token count reaches this return NaN."""
+
+    def __post_init__(self) -> None:
+        self.cache: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
+        self._writes: deque[set[int]] = deque()
+        self._future = {}
+
+    def send(self, batch: StepBatch) -> None:
+        """Queue a batch; assert that its new blocks are not written by steps still in the queue."""
+        fresh = {
+            b for added in batch.added for b in _ints(added.block_ids)[added.num_computed_tokens // self.block_size :]
+        }
+        fresh |= set(_ints(batch.block_ids))
+        for writes in self._writes:
+            assert not fresh & writes, "a block was given away while a step in flight still writes to it"
+        self._writes.append(self._blocks_written(batch))
+        self.queue.append(batch)
+
+    def run_next(self) -> StepOutput:
+        """Execute the oldest queued batch."""
+        batch = self.queue.popleft()
+        self._writes.popleft()
+        self._apply_diff(batch)
+        tokens, flags = [], []
+        counts = _ints(batch.num_tokens)
+        for slot_id, count, sampled in zip(_ints(batch.slots), counts, batch.sampled, strict=True):
+            slot = self.slots[slot_id]
+            self._compute(slot, count)
+            assert bool(sampled) == (slot.num_computed == len(slot.token_ids))
+            if sampled:
+                read_back = [self._read(slot, position) for position in range(slot.num_computed)]
+                assert read_back == slot.token_ids, "the KV cache does not hold this sequence's tokens"
+                tokens.append(next_token(read_back))
+                flags.append(int(self.nan_after is not None and len(read_back) >= self.nan_after))
+                slot.token_ids.append(tokens[-1])
+        return StepOutput(batch.step_id, np.array(tokens, dtype=np.int32).tobytes(), bytes(flags))
+
+    def _apply_diff(self, batch: StepBatch) -> None:
+        for slot in _ints(batch.removed):
+            del self.slots[slot]
+        for added in batch.added:
+            assert added.slot not in self.slots
+            self.slots[added.slot] = Slot(_ints(added.token_ids), added.num_computed_tokens, _ints(added.block_ids))
+        for slot, block in zip(_ints(batch.block_slots), _ints(batch.block_ids), strict=True):
+            self.slots[slot].block_ids.append(block)
+
+    def _compute(self, slot: Slot, count: int) -> None:
+        for position in range(slot.num_computed, slot.num_computed + count):
+            block = slot.block_ids[position // self.block_size]
+            self.cache[block][position % self.block_size] = slot.token_ids[position]
+        slot.num_computed += count
+
+    def _read(self, slot: Slot, position: int) -> int | None:
+        return self.cache[slot.block_ids[position // self.block_size]][position % self.block_size]
+
+    def _blocks_written(self, batch: StepBatch) -> set[int]:
+        """Blocks this batch will write, from a mirror that runs ahead of execution: slot -> (num_computed, blocks)."""
+        for slot in _ints(batch.removed):
+            del self._future[slot]
+        for added in batch.added:
+            self._future[added.slot] = [added.num_computed_tokens, _ints(added.block_ids)]
+        for slot, block in zip(_ints(batch.block_slots), _ints(batch.block_ids), strict=True):
+            self._future[slot][1].append(block)
+        written = set()
+        for slot, count in zip(_ints(batch.slots), _ints(batch.num_tokens), strict=True):
+            start, blocks = self._future[slot]
+            written |= {blocks[position // self.block_size] for position in range(start, start + count)}
+            self._future[slot][0] += count
+        return written
+
+
+def _ints(data: bytes) -> list[int]:
+    return np.frombuffer(data, dtype=np.int32).tolist()

@@ -1,0 +1,90 @@
+"""Drives a Scheduler against the dictionary worker and collects what each stream gets."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from pagewire.ipc.requests import Ended, Sampling, StepTokens, Submit
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.scheduler import Scheduler
+from tests.fakes.step_executor import StepExecutor
+
+GATEWAY = b"gateway1"
+
+
+def make_submit(stream_id: int, prompt: list[int], **changes: object) -> Submit:
+    """A Submit with plain defaults."""
+    fields: dict[str, object] = {
+        "stream_id": stream_id,
+        "request_id": f"r{stream_id}",
+        "token_ids": np.array(prompt, dtype=np.int32).tobytes(),
+        "num_prompt_tokens": len(prompt),
+        "sampling": Sampling(0.0, 0, 1.0, 0.0, 0),
+        "max_tokens": 8,
+        "min_tokens": 0,
+        "stop_token_ids": (),
+        "ignore_eos": True,
+        "priority": 0,
+        "cache_salt": "",
+        "deadline_s": None,
+    }
+    return Submit(**(fields | changes))  # type: ignore[arg-type]
+
+
+class Harness:
+    """One scheduler, one worker, all streams' news."""
+
+    def __init__(self, num_blocks: int = 64, eos: frozenset[int] = frozenset(), **config: object) -> None:
+        settings: dict[str, object] = {"block_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
+        self.config = SchedulerConfig(**(settings | config))  # type: ignore[arg-type]
+        self.scheduler = Scheduler(self.config, num_blocks, eos)
+        self.worker = StepExecutor(self.config.block_size, num_blocks)
+        self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.ended: dict[int, Ended] = {}
+
+    def add(self, stream_id: int, prompt: list[int], **changes: object) -> None:
+        submit = make_submit(stream_id, prompt, **changes)
+        assert submit.max_tokens is not None
+        self.scheduler.add(GATEWAY, submit, submit.num_prompt_tokens + submit.max_tokens)
+
+    def abort(self, stream_id: int) -> None:
+        self.scheduler.abort(GATEWAY, stream_id)
+
+    def schedule(self) -> bool:
+        """Send one step if there is one."""
+        batch = self.scheduler.schedule() if self.scheduler.can_schedule else None
+        self.scheduler.check_integrity()
+        if batch is not None:
+            self.worker.send(batch)
+        return batch is not None
+
+    def finish_step(self) -> bool:
+        """Let the worker finish its oldest step."""
+        if not self.worker.queue:
+            return False
+        self.scheduler.update(self.worker.run_next())
+        self.scheduler.check_integrity()
+        self.collect()
+        return True
+
+    def collect(self) -> None:
+        for _, message in self.scheduler.take_outputs():
+            self.take(message)
+
+    def take(self, message: StepTokens) -> None:
+        streams = np.frombuffer(message.stream_ids, dtype=np.uint32).tolist()
+        for stream, token in zip(streams, np.frombuffer(message.token_ids, dtype=np.int32).tolist(), strict=True):
+            assert stream not in self.ended, "a token after the end"
+            self.tokens[stream].append(token)
+        for ended in message.ended:
+            assert ended.stream_id not in self.ended, "a stream ended twice"
+            self.ended[ended.stream_id] = ended
+
+    def run(self, max_steps: int = 10_000) -> None:
+        """Run until nothing is left to do."""
+        for _ in range(max_steps):
+            while self.schedule():
+                pass
+            if not self.finish_step():
+                return
+        raise AssertionError("the scheduler does not come to an end")

@@ -1,0 +1,54 @@
+"""When is a failed call tried again? On UNAVAILABLE, before the first token, with exponential backoff."""
+
+import random
+import time
+from dataclasses import dataclass
+
+import grpc
+
+from pagewire_client.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Waits initial_backoff_s, then twice that and so on up to max_backoff_s, each plus or minus 20 %."""
+
+    max_attempts: int = 6
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 2.0
+
+    def backoff_s(self, num_failures: int, asked_s: float | None) -> float:
+        """How long to wait after this many failures; never less than the server asked for."""
+        backoff = min(self.initial_backoff_s * 2.0 ** (num_failures - 1), self.max_backoff_s)
+        return max(backoff * random.uniform(0.8, 1.2), asked_s or 0.0)  # noqa: S311 (jitter, not a secret)
+
+
+NO_RETRY = RetryPolicy(max_attempts=1)
+
+
+class Attempts:
+    """The attempts of one call under one deadline."""
+
+    def __init__(self, policy: RetryPolicy, timeout_s: float | None) -> None:
+        self._policy = policy
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._num_failures = 0
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, None without one."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+
+    def wait_after(self, error: RequestError) -> float:
+        """Seconds to wait before trying again.
+
+        Raises:
+            RequestError: the given error, if it is final, attempts are used up, or the deadline comes first.
+        """
+        self._num_failures += 1
+        if error.code is not grpc.StatusCode.UNAVAILABLE or self._num_failures >= self._policy.max_attempts:
+            raise error
+        wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s)
+        remaining_s = self.remaining_s()
+        if remaining_s is not None and remaining_s <= wait_s:
+            raise error
+        return wait_s

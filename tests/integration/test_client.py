@@ -1,0 +1,251 @@
+"""Do both clients keep their promises against a real gRPC server: results, errors, retries, deadlines, cancellation?"""
+
+import asyncio
+import socket
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2
+
+from pagewire_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    FinishReason,
+    InvalidArgumentError,
+    RetryPolicy,
+    SamplingParams,
+    UnavailableError,
+)
+from pagewire_client.errors import FieldViolation, RequestError
+from tests.fakes import fake_gateway as fake
+
+FAST_RETRY = RetryPolicy(max_attempts=4, initial_backoff_s=0.01, max_backoff_s=0.02)
+
+
+class SyncCaller:
+    """Drives `Client`."""
+
+    def __init__(self, address, **options):
+        self.client = Client(address, **options)
+
+    def call(self, method, *args, **kwargs):
+        return getattr(self.client, method)(*args, **kwargs)
+
+    def chunks(self, *args, take=None, **kwargs):
+        received = []
+        with self.client.stream(*args, **kwargs) as stream:
+            for chunk in stream:
+                received.append(chunk)
+                if len(received) == take:
+                    break
+        return received
+
+    def close(self):
+        self.client.close()
+
+
+class AsyncCaller:
+    """Drives `AsyncClient` from synchronous tests."""
+
+    def __init__(self, address, **options):
+        self.loop = asyncio.new_event_loop()
+        self.client = self.loop.run_until_complete(self._open(address, options))
+
+    def call(self, method, *args, **kwargs):
+        return self.loop.run_until_complete(getattr(self.client, method)(*args, **kwargs))
+
+    def chunks(self, *args, take=None, **kwargs):
+        return self.loop.run_until_complete(self._chunks(args, take, kwargs))
+
+    def close(self):
+        self.loop.run_until_complete(self.client.close())
+        self.loop.close()
+
+    async def _open(self, address, options):
+        return AsyncClient(address, **options)
+
+    async def _chunks(self, args, take, kwargs):
+        received = []
+        async with self.client.stream(*args, **kwargs) as stream:
+            async for chunk in stream:
+                received.append(chunk)
+                if len(received) == take:
+                    break
+        return received
+
+
+@pytest.fixture(params=[SyncCaller, AsyncCaller], ids=["sync", "async"])
+def connect(request):
+    """Give a function that starts a fake gateway with a handler and connects to it."""
+    opened = []
+
+    def open_caller(handler=None, service=None, **options):
+        gateway = fake.FakeGateway(service or fake.FakeService(handler))
+        caller = request.param(gateway.address, **options)
+        opened.extend([caller.close, gateway.stop])
+        return caller, gateway.service
+
+    yield open_caller
+    for close in opened:
+        close()
+
+
+def test_generate_collects_the_whole_answer(connect):
+    caller, service = connect()
+    completion = caller.call("generate", [1, 2, 3], SamplingParams(max_tokens=4, seed=11), request_id="mine")
+    assert completion.text == "t0 t1 t2 t3 "
+    assert completion.token_ids == (0, 1, 2, 3)
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert (completion.request_id, completion.seed, completion.model) == ("mine", 11, "fake")
+    assert (completion.usage.num_prompt_tokens, completion.usage.num_output_tokens) == (3, 4)
+    assert len(service.requests) == 1
+
+
+def test_stream_gives_every_chunk_in_order(connect):
+    caller, _ = connect()
+    assert [chunk.text for chunk in caller.chunks("hello", SamplingParams(max_tokens=3))] == ["t0 ", "t1 ", "t2 "]
+
+
+def test_small_calls(connect):
+    caller, _ = connect(service=fake.FakeService(num_starting_answers=2))
+    assert caller.call("tokenize", "ab").token_ids == (97, 98)
+    assert caller.call("tokenize", [{"role": "user", "content": "x"}]).token_ids == tuple(b"user:x\n")
+    assert caller.call("detokenize", [97, 98]) == "ab"
+    assert caller.call("list_models")[0].name == "fake"
+    assert caller.call("server_info").state.value == "starting"
+
+
+def test_wait_until_ready_reports_progress(connect):
+    caller, _ = connect(service=fake.FakeService(num_starting_answers=2))
+    seen = []
+    assert caller.call("wait_until_ready", 10.0, seen.append).limits.max_model_len == 2048
+    assert [(p.stage, p.done, p.total) for p in seen] == [("loading weights", 1, 2), ("loading weights", 2, 2)]
+
+
+def test_wait_until_ready_gives_up_and_says_what_it_waited_for(connect):
+    caller, _ = connect(service=fake.FakeService(num_starting_answers=1000))
+    with pytest.raises(UnavailableError, match="loading weights"):
+        caller.call("wait_until_ready", 0.3)
+
+
+def test_errors_carry_code_message_and_details(connect):
+    def refuse(request, context, call):
+        fake.abort_with_details(
+            context,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "temperature must be 0 or more",
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field="sampling.temperature", description="is -1")
+                ]
+            ),
+            error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2)),
+            error_details_pb2.ErrorInfo(reason="OUT_OF_RANGE", domain="pagewire", metadata={"limit": "0"}),
+        )
+        yield
+
+    caller, service = connect(refuse)
+    with pytest.raises(InvalidArgumentError) as caught:
+        caller.call("generate", "x")
+    error = caught.value
+    assert (error.code, error.message) == (grpc.StatusCode.INVALID_ARGUMENT, "temperature must be 0 or more")
+    assert error.details.violations == (FieldViolation("sampling.temperature", "is -1"),)
+    assert (error.details.retry_delay_s, error.details.reason, error.details.metadata) == (
+        2.0,
+        "OUT_OF_RANGE",
+        {"limit": "0"},
+    )
+    assert isinstance(error, ValueError)
+    assert "sampling.temperature: is -1" in str(error)
+    assert len(service.requests) == 1
+
+
+def test_unavailable_before_the_first_token_is_tried_again(connect):
+    def fail_twice(request, context, call):
+        if call == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        yield fake.accepted(request, call)
+        if call == 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        yield from [fake.delta([5], "five"), fake.finished(1)]
+
+    caller, service = connect(fail_twice, retry=FAST_RETRY)
+    completion = caller.call("generate", "x")
+    assert (completion.text, completion.request_id) == ("five", "fake-3")
+    assert len(service.requests) == 3
+
+
+def test_unavailable_after_the_first_token_is_not_tried_again(connect):
+    def fail_late(request, context, call):
+        yield from [fake.accepted(request, call), fake.delta([5], "five")]
+        context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+
+    caller, service = connect(fail_late, retry=FAST_RETRY)
+    with pytest.raises(UnavailableError, match="lost"):
+        caller.call("generate", "x")
+    assert len(service.requests) == 1
+
+
+def test_retries_end(connect):
+    def fail(request, context, call):
+        context.abort(grpc.StatusCode.UNAVAILABLE, "never")
+        yield
+
+    caller, service = connect(fail, retry=FAST_RETRY)
+    with pytest.raises(UnavailableError, match="never"):
+        caller.call("generate", "x")
+    assert len(service.requests) == FAST_RETRY.max_attempts
+
+
+def test_timeout_ends_the_call(connect):
+    def hang(request, context, call):
+        yield fake.accepted(request, call)
+        fake.wait_until_cancelled(context)
+
+    caller, service = connect(hang)
+    with pytest.raises(DeadlineExceededError) as caught:
+        caller.call("generate", "x", timeout=0.2)
+    assert isinstance(caught.value, TimeoutError)
+    assert service.closed.acquire(timeout=10)
+
+
+def test_default_timeout_can_be_lifted_by_the_call(connect):
+    caller, _ = connect(timeout_s=0.0)
+    assert caller.call("generate", "x", timeout=None).text == "t0 t1 t2 "
+
+
+def test_closing_a_stream_cancels_the_request(connect):
+    def endless(request, context, call):
+        yield fake.accepted(request, call)
+        while context.is_active():
+            yield fake.delta([1], "a")
+
+    caller, service = connect(endless)
+    assert len(caller.chunks("x", take=5)) == 5
+    assert service.closed.acquire(timeout=10)
+    assert service.num_open == 0
+
+
+def test_a_stream_without_its_last_event_is_an_error(connect):
+    def stop_short(request, context, call):
+        yield from [fake.accepted(request, call), fake.delta([1], "a")]
+
+    caller, _ = connect(stop_short)
+    with pytest.raises(RequestError, match="DATA_LOSS"):
+        caller.call("generate", "x")
+
+
+def test_a_client_finds_a_restarted_gateway(connect):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    caller, _ = connect()
+    client = type(caller)(address, retry=FAST_RETRY)
+    with pytest.raises(UnavailableError):
+        client.call("generate", "x")
+    with fake.FakeGateway(fake.FakeService(), (address,)):
+        assert client.call("wait_until_ready", 20.0)
+        assert client.call("generate", "x").text == "t0 t1 t2 "
+    client.close()

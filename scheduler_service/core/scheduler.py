@@ -90,6 +90,11 @@ class Scheduler:
                 self._outputs.add_end(sequence, EndReason.DEADLINE)
                 self._end(sequence)
 
+    @property
+    def has_sequences(self) -> bool:
+        """Whether any sequence has not ended."""
+        return bool(self._sequences)
+
     def take_outputs(self) -> list[tuple[bytes, StepTokens]]:
         """News since the last call, one message per gateway."""
         return self._outputs.flush()

@@ -38,11 +38,9 @@ class StepPlan:
         self.block_ids.append(block_id)
 
     def drop_slot(self, slot: int) -> None:
-        """The slot is released: whatever it was still to be told is void, and the workers forget it."""
+        """The slot was released: the workers forget it before anything else."""
+        assert slot not in self.block_slots, "a slot grew and was released within one step"
         self.removed.append(slot)
-        kept = [(s, b) for s, b in zip(self.block_slots, self.block_ids, strict=True) if s != slot]
-        self.block_slots = [s for s, _ in kept]
-        self.block_ids = [b for _, b in kept]
 
     def to_batch(self, step_id: int, slots: IntArray, num_tokens: IntArray, sampled: BoolArray) -> StepBatch:
         """The message for the workers. sampled: [len(slots)]."""

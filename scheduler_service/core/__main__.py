@@ -1,0 +1,64 @@
+"""Command line of the scheduler process."""
+
+import argparse
+import logging
+import signal
+import sys
+
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.loop import SchedulerLoop
+
+
+def main() -> int:
+    """Run a scheduler until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
+    arguments = _parse()
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    try:
+        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address)
+    except (ValueError, OSError) as error:
+        print(f"scheduler: {error}", file=sys.stderr)
+        return 1
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: loop.stop())
+    requests, workers = loop.addresses
+    print(f"scheduler listening requests={requests} workers={workers}", flush=True)
+    loop.run()
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    defaults = SchedulerConfig()
+    parser = argparse.ArgumentParser(prog="python -m scheduler_service.core", description=__doc__)
+    parser.add_argument("--request-address", required=True, help="ZeroMQ address that gateways connect to")
+    parser.add_argument("--worker-address", required=True, help="ZeroMQ address that workers connect to")
+    parser.add_argument("--block-size", type=int, default=defaults.block_size, help="tokens in one KV block")
+    parser.add_argument("--max-num-seqs", type=int, default=defaults.max_num_seqs, help="most sequences in one step")
+    parser.add_argument(
+        "--max-num-batched-tokens", type=int, default=defaults.max_num_batched_tokens, help="most tokens in one step"
+    )
+    parser.add_argument("--max-model-len", type=int, help="longest prompt plus output (default: the model's)")
+    parser.add_argument("--num-blocks", type=int, help="KV blocks (default: what fits the workers' memory)")
+    parser.add_argument("--tensor-parallel-size", type=int, default=defaults.tensor_parallel_size, help="worker ranks")
+    parser.add_argument("--no-prefix-caching", action="store_true", help="never share blocks between requests")
+    parser.add_argument("--no-async-scheduling", action="store_true", help="schedule a step only when the last is done")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser.parse_args()
+
+
+def _config(arguments: argparse.Namespace) -> SchedulerConfig:
+    return SchedulerConfig(
+        block_size=arguments.block_size,
+        max_num_seqs=arguments.max_num_seqs,
+        max_num_batched_tokens=arguments.max_num_batched_tokens,
+        max_model_len=arguments.max_model_len,
+        num_blocks=arguments.num_blocks,
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        prefix_caching=not arguments.no_prefix_caching,
+        async_scheduling=not arguments.no_async_scheduling,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

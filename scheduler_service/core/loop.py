@@ -1,0 +1,222 @@
+"""The scheduler process's one loop: receive, update, schedule, send."""
+
+import logging
+import math
+import socket
+import time
+
+import zmq
+
+from pagewire.ipc.codec import Envelope, new_incarnation
+from pagewire.ipc.requests import (
+    Abort,
+    EngineState,
+    EngineStatus,
+    GatewayMessage,
+    Hello,
+    Limits,
+    Load,
+    Rejected,
+    RejectReason,
+    Submit,
+)
+from pagewire.ipc.steps import StepOutput, WorkerHello, WorkerMessage
+from scheduler_service.core.admission import Refusal, check
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.gateways import Gateways
+from scheduler_service.core.scheduler import Scheduler
+from scheduler_service.core.sockets import Server
+from scheduler_service.core.worker_group import WorkerGroup
+
+logger = logging.getLogger(__name__)
+
+_STATUS_PERIOD_S = 1.0
+_STARTING_STATUS_PERIOD_S = 0.1
+_DEADLINE_PERIOD_S = 0.02
+
+
+class SchedulerLoop:
+    """Connects a Scheduler to its sockets. `stop` may be called from a signal handler."""
+
+    def __init__(self, config: SchedulerConfig, request_address: str, worker_address: str) -> None:
+        self._config = config
+        self._incarnation = new_incarnation()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        requests: Server[GatewayMessage] = Server(self._context, request_address, GatewayMessage, self._incarnation)
+        workers: Server[WorkerMessage] = Server(self._context, worker_address, WorkerMessage, self._incarnation)
+        self._requests, self._workers = requests, workers
+        self._gateways = Gateways(requests)
+        self._group = WorkerGroup(workers, config)
+        self._scheduler: Scheduler | None = None
+        self._limits: Limits | None = None
+        self._state = EngineState.STARTING
+        self._next_status_s = 0.0
+        self._next_expiry_s = 0.0
+        self._stopping = False
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Addresses that the request and the worker socket are bound to."""
+        return self._requests.address, self._workers.address
+
+    def stop(self) -> None:
+        """Leave `run` at once."""
+        self._stopping = True
+        self._wake_sender.send(b"\0")
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        logger.info("scheduler started incarnation=%s", self._incarnation.hex())
+        poller = zmq.Poller()
+        poller.register(self._requests.socket, zmq.POLLIN)
+        poller.register(self._workers.socket, zmq.POLLIN)
+        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        while not self._stopping:
+            poller.poll(self._poll_timeout_ms())
+            self.turn()
+        self._requests.close()
+        self._workers.close()
+        self._context.term()
+
+    def turn(self) -> None:
+        """One turn: take what arrived, give the workers their next step first, then tell the gateways."""
+        for routing_id, message in self._workers.receive():
+            self._handle_worker(routing_id, message)
+        for routing_id, request in self._requests.receive():
+            self._handle_request(routing_id, request)
+        now_s = time.time()
+        if self._scheduler is not None:
+            if now_s >= self._next_expiry_s:
+                self._next_expiry_s = now_s + _DEADLINE_PERIOD_S
+                self._scheduler.expire(now_s)
+            self._schedule_steps(self._scheduler)
+            self._forget(self._gateways.deliver(self._scheduler.take_outputs()))
+        if now_s >= self._next_status_s:
+            self._publish_status(now_s)
+
+    # ---- requests -------------------------------------------------------------------------------------------------
+
+    def _handle_request(self, routing_id: bytes, envelope: Envelope[GatewayMessage]) -> None:
+        gateway, message = envelope.sender, envelope.message
+        if isinstance(message, Hello):
+            self._gateways.greet(gateway, routing_id)
+            self._gateways.send(gateway, self._status())
+        elif gateway not in self._gateways:
+            logger.warning("message from a gateway that did not greet dropped")
+        elif isinstance(message, Submit):
+            self._submit(gateway, message)
+        elif isinstance(message, Abort) and self._scheduler is not None:
+            for stream_id in message.stream_ids:
+                self._scheduler.abort(gateway, stream_id)
+
+    def _submit(self, gateway: bytes, submit: Submit) -> None:
+        refusal = self._admit(gateway, submit)
+        if refusal is not None:
+            logger.info("request refused request_id=%s reason=%s", submit.request_id, refusal.message)
+            rejected = Rejected(submit.stream_id, refusal.reason, refusal.field, refusal.message)
+            if not self._gateways.send(gateway, rejected):
+                self._forget([gateway])
+
+    def _admit(self, gateway: bytes, submit: Submit) -> Refusal | None:
+        """Queue the request, or say why not."""
+        if self._scheduler is None or self._limits is None or self._group.model is None:
+            return Refusal(RejectReason.UNAVAILABLE, "", "the engine is still starting")
+        if self._scheduler.has(gateway, submit.stream_id):
+            return Refusal(RejectReason.INVALID, "stream_id", f"{submit.stream_id} is already in use")
+        max_total_tokens = check(submit, self._limits, self._group.model)
+        if isinstance(max_total_tokens, Refusal):
+            return max_total_tokens
+        self._scheduler.add(gateway, submit, max_total_tokens)
+        return None
+
+    def _forget(self, gateways: list[bytes]) -> None:
+        """Gateways are gone: end what they asked for."""
+        if self._scheduler is not None:
+            for gateway in gateways:
+                self._scheduler.abort_gateway(gateway)
+
+    # ---- workers --------------------------------------------------------------------------------------------------
+
+    def _handle_worker(self, routing_id: bytes, envelope: Envelope[WorkerMessage]) -> None:
+        message = envelope.message
+        if isinstance(message, WorkerHello):
+            self._group.hello(routing_id, envelope.sender, message)
+        elif isinstance(message, StepOutput):
+            self._take_output(envelope.sender, message)
+        elif self._group.is_current(envelope.sender, message.rank):
+            self._group.report(message)
+        self._follow_group()
+
+    def _take_output(self, sender: bytes, output: StepOutput) -> None:
+        if self._scheduler is None or not self._group.is_ready or not self._group.is_current(sender, 0):
+            return
+        try:
+            self._scheduler.update(output)
+        except ValueError as error:
+            logger.error("step output dropped error=%s", error)
+
+    def _follow_group(self) -> None:
+        """Change state with the workers: create the scheduler when they are first ready, reset it when they return."""
+        if self._group.is_ready and self._state is not EngineState.READY:
+            self._become_ready()
+        elif self._group.failure and self._state is not EngineState.UNAVAILABLE:
+            self._change_state(EngineState.UNAVAILABLE)
+        elif not self._group.is_ready and not self._group.failure and self._state is not EngineState.STARTING:
+            self._change_state(EngineState.STARTING)
+
+    def _become_ready(self) -> None:
+        model, config = self._group.model, self._config
+        assert model is not None
+        if self._scheduler is None:
+            self._scheduler = Scheduler(config, self._group.num_blocks, frozenset(model.eos_token_ids))
+        else:
+            self._scheduler.reset(self._group.num_blocks)
+        self._limits = Limits(
+            model.max_model_len,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.block_size,
+            self._group.num_blocks,
+        )
+        self._change_state(EngineState.READY)
+
+    def _change_state(self, state: EngineState) -> None:
+        logger.info("engine state=%s detail=%s", state.name.lower(), self._group.failure)
+        self._state = state
+        self._next_status_s = 0.0
+
+    # ---- steps and status -----------------------------------------------------------------------------------------
+
+    def _schedule_steps(self, scheduler: Scheduler) -> None:
+        while self._group.is_ready and scheduler.can_schedule:
+            batch = scheduler.schedule()
+            if batch is None:
+                return
+            self._group.send_step(batch)
+
+    def _publish_status(self, now_s: float) -> None:
+        self._next_status_s = now_s + self._status_period_s
+        self._forget(self._gateways.broadcast(self._status()))
+
+    def _status(self) -> EngineStatus:
+        progress = self._group.progress
+        return EngineStatus(
+            state=self._state,
+            model=self._group.model,
+            limits=self._limits,
+            load=self._scheduler.load if self._scheduler is not None else Load(0, 0, 0),
+            stage=progress.stage,
+            done=progress.done,
+            total=progress.total,
+            detail=self._group.failure,
+        )
+
+    @property
+    def _status_period_s(self) -> float:
+        return _STARTING_STATUS_PERIOD_S if self._state is EngineState.STARTING else _STATUS_PERIOD_S
+
+    def _poll_timeout_ms(self) -> int:
+        busy = self._scheduler is not None and self._scheduler.has_sequences
+        timeout_s = max(0.0, self._next_status_s - time.time())
+        return math.ceil(1000 * (min(timeout_s, _DEADLINE_PERIOD_S) if busy else timeout_s))

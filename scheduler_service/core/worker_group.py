@@ -1,0 +1,153 @@
+"""The worker ranks of this scheduler: from their greeting to the moment all of them can run step batches.
+
+    hello (all ranks) -> configured -> loaded (all ranks, least num_blocks wins) -> cache allocated -> READY (all ranks)
+
+A rank that greets with a new incarnation was restarted: the whole group starts over, since the ranks' KV caches only
+make sense together.
+"""
+
+import enum
+import logging
+from dataclasses import dataclass
+
+import msgspec
+
+from pagewire.ipc.requests import ModelInfo
+from pagewire.ipc.steps import (
+    AllocateCache,
+    EngineConfig,
+    StepBatch,
+    WorkerFailed,
+    WorkerHello,
+    WorkerLoaded,
+    WorkerMessage,
+    WorkerProgress,
+    WorkerReady,
+)
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.sockets import PeerGoneError, Server
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(enum.IntEnum):
+    """How far a rank is."""
+
+    CONFIGURED = 1
+    LOADED = 2
+    ALLOCATING = 3
+    READY = 4
+
+
+@dataclass(slots=True)
+class _Rank:
+    routing_id: bytes
+    incarnation: bytes
+    stage: Stage
+    progress: WorkerProgress | None = None
+    loaded: WorkerLoaded | None = None
+
+
+class WorkerGroup:
+    """Tracks the ranks and speaks to all of them at once. `num_blocks` and `model` are set once it is ready."""
+
+    def __init__(self, server: Server[WorkerMessage], config: SchedulerConfig) -> None:
+        self._server = server
+        self._config = config
+        self._ranks: dict[int, _Rank] = {}
+        self.num_blocks = 0
+        self.model: ModelInfo | None = None
+        self.failure = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every rank can run step batches."""
+        return len(self._ranks) == self._config.tensor_parallel_size and all(
+            rank.stage is Stage.READY for rank in self._ranks.values()
+        )
+
+    @property
+    def progress(self) -> WorkerProgress:
+        """What the slowest loading rank is doing."""
+        reports = [rank.progress for rank in self._ranks.values() if rank.progress is not None]
+        missing = self._config.tensor_parallel_size - len(self._ranks)
+        if missing or not reports:
+            return WorkerProgress(0, "waiting for workers", len(self._ranks), self._config.tensor_parallel_size)
+        return min(reports, key=lambda report: report.done / max(report.total, 1))
+
+    def is_current(self, incarnation: bytes, rank: int) -> bool:
+        """Whether a message comes from the process that now is this rank."""
+        return rank in self._ranks and self._ranks[rank].incarnation == incarnation
+
+    def hello(self, routing_id: bytes, incarnation: bytes, message: WorkerHello) -> None:
+        """A rank greets: configure it if it is new, and start the group over if it was known before."""
+        size = self._config.tensor_parallel_size
+        if message.world_size != size or not 0 <= message.rank < size:
+            logger.error("worker refused rank=%d of=%d expected=%d", message.rank, message.world_size, size)
+            return
+        known = self._ranks.get(message.rank)
+        if known is not None and known.incarnation == incarnation:
+            known.routing_id = routing_id
+            return
+        logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
+        if known is not None:
+            self._start_over()
+        self._ranks[message.rank] = _Rank(routing_id, incarnation, Stage.CONFIGURED)
+        self.failure = ""
+        self._configure(message.rank)
+
+    def report(self, message: WorkerProgress | WorkerLoaded | WorkerReady | WorkerFailed) -> None:
+        """A rank says how far it is."""
+        rank = self._ranks[message.rank]
+        if isinstance(message, WorkerProgress):
+            rank.progress = message
+        elif isinstance(message, WorkerFailed):
+            self.failure = f"worker rank {message.rank}: {message.detail}"
+            logger.error("worker failed rank=%d detail=%s", message.rank, message.detail)
+        elif isinstance(message, WorkerLoaded):
+            rank.stage, rank.loaded = Stage.LOADED, message
+            self._allocate_when_all_loaded()
+        else:
+            rank.stage = Stage.READY
+            logger.info("worker ready rank=%d num_blocks=%d", message.rank, self.num_blocks)
+
+    def send_step(self, batch: StepBatch) -> None:
+        """Send a step to every rank. A rank that is gone is noticed when its successor greets."""
+        for rank in list(self._ranks):
+            self._send(rank, batch)
+
+    def _configure(self, rank: int) -> None:
+        config = self._config
+        self._send(
+            rank,
+            EngineConfig(
+                config.block_size,
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+                config.max_model_len,
+                config.num_blocks,
+            ),
+        )
+
+    def _allocate_when_all_loaded(self) -> None:
+        loaded = [rank.loaded for rank in self._ranks.values() if rank.loaded is not None]
+        if len(loaded) < self._config.tensor_parallel_size:
+            return
+        self.num_blocks = min(message.num_blocks for message in loaded)
+        self.model = loaded[0].model
+        for number, rank in self._ranks.items():
+            rank.stage = Stage.ALLOCATING
+            self._send(number, AllocateCache(self.num_blocks))
+
+    def _start_over(self) -> None:
+        """A rank was replaced: the others are configured again, so that all allocate together."""
+        for number, rank in self._ranks.items():
+            rank.stage, rank.loaded, rank.progress = Stage.CONFIGURED, None, None
+            self._configure(number)
+
+    def _send(self, rank: int, message: msgspec.Struct) -> None:
+        target = self._ranks[rank]
+        try:
+            self._server.send(target.routing_id, message, target.incarnation)
+        except PeerGoneError as error:
+            logger.warning("worker unreachable rank=%d error=%s", rank, error)

@@ -1,0 +1,1 @@
+"""Checkpoint formats: every one answers `read this tensor, or this part of it`."""

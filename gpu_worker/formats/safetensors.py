@@ -1,0 +1,105 @@
+"""How is a directory of safetensors files read?"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.formats.source import check_shape, missing_tensor
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class SafetensorsSource:
+    """The tensors of a model directory; files are mapped, and only the parts asked for are read."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the files that the index names, or the single file, or all there are.
+
+        Raises:
+            ModelLoadError: no file, a missing one, or one that cannot be read.
+        """
+        self._directory = directory
+        self._files: dict[str, tuple[Path, Any]] = {}
+        for path in _find_files(directory):
+            handle = _open(path)
+            self._files.update(dict.fromkeys(handle.keys(), (path, handle)))
+        self._stored_bytes = {name: _stored_bytes(handle, name) for name, (_, handle) in self._files.items()}
+
+    @property
+    def stored_bytes(self) -> Mapping[str, int]:
+        """See TensorSource."""
+        return self._stored_bytes
+
+    def read(
+        self, name: str, shape: tuple[int, ...], rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """See TensorSource."""
+        if name not in self._files:
+            raise missing_tensor(self._directory, name)
+        path, handle = self._files[name]
+        view = handle.get_slice(name)
+        check_shape(path, name, shape, tuple(view.get_shape()))
+        if view.get_dtype() not in _WEIGHT_DTYPES:
+            raise ModelLoadError(
+                f"{path}: tensor {name} is stored as {view.get_dtype()}; only F64, F32, F16 and BF16 weights are read: "
+                "use a checkpoint that is not quantized"
+            )
+        row_slice = slice(None) if rows is None else slice(rows.start, rows.stop)
+        tensor: torch.Tensor = view[row_slice]
+        return tensor if columns is None else tensor[:, columns.start : columns.stop]
+
+
+def _find_files(directory: Path) -> list[Path]:
+    """The checkpoint's files, all of which exist."""
+    index = directory / _INDEX
+    if index.exists():
+        paths = [directory / name for name in sorted(set(_read_index(index).values()))]
+        for path in paths:
+            if not path.is_file():
+                raise ModelLoadError(f"{path} is missing but {_INDEX} names it: download the model again")
+        return paths
+    if (directory / _SINGLE).is_file():
+        return [directory / _SINGLE]
+    paths = sorted(directory.glob("*.safetensors"))
+    if not paths:
+        raise ModelLoadError(f"{directory} holds no *.safetensors file; give a directory with safetensors weights")
+    return paths
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = set(weight_map.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelLoadError(f"{index} cannot be read ({error!r}): download the model again") from error
+    for name in names:
+        if Path(name).name != name:
+            raise ModelLoadError(f"{index} names the file {name!r}, which is not beside it: download the model again")
+    return weight_map
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (OSError, SafetensorError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise ModelLoadError(
+            f"{path} ({size} bytes) is truncated or not a safetensors file ({error}): download the model again"
+        ) from error
+
+
+def _stored_bytes(handle: Any, name: str) -> int:
+    view = handle.get_slice(name)
+    elements = 1
+    for size in view.get_shape():
+        elements *= size
+    return elements * _DTYPE_BYTES.get(view.get_dtype(), 1)

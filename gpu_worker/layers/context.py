@@ -1,0 +1,31 @@
+"""What does every layer need to build itself?"""
+
+from dataclasses import dataclass
+
+import torch
+
+from gpu_worker.attention.backend import AttentionBackend
+from gpu_worker.formats.source import TensorSource
+from gpu_worker.kernels.interface import Kernels
+from gpu_worker.parallel import ParallelGroup
+from gpu_worker.quantization.linear_method import LinearMethod
+
+
+@dataclass(frozen=True, slots=True)
+class LayerContext:
+    """Where weights come from and where they go, and what computes with them."""
+
+    source: TensorSource
+    kernels: Kernels
+    attention: AttentionBackend
+    parallel: ParallelGroup
+    method: LinearMethod
+    device: torch.device
+
+    def read_vector(self, name: str, size: int) -> torch.Tensor:
+        """A norm's weight, [size] in the compute dtype, the same on every rank."""
+        return self.copy(self.source.read(name, (size,)), self.method.compute_dtype)
+
+    def copy(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A contiguous copy on the device, which does not keep the checkpoint's memory alive."""
+        return torch.empty(tensor.shape, dtype=dtype, device=self.device).copy_(tensor)

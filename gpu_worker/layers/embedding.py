@@ -1,0 +1,68 @@
+"""How do token ids become vectors, and vectors logits, with the vocabulary split over the ranks?"""
+
+import torch
+import torch.nn.functional as F
+
+from gpu_worker.layers.context import LayerContext
+from gpu_worker.parallel import ParallelGroup, split_vocab
+
+
+class VocabParallelEmbedding:
+    """Each rank looks up its own token ids; the ranks' results are summed."""
+
+    def __init__(self, context: LayerContext, table: torch.Tensor, first_id: int) -> None:
+        """Take a table [this rank's token ids, hidden] whose first row is that of `first_id`."""
+        self._table = table
+        self._first_id = first_id
+        self._parallel = context.parallel
+        self._dtype = context.method.compute_dtype
+
+    def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens] int64 -> [num_tokens, hidden], a new tensor in the compute dtype."""
+        if self._parallel.world_size == 1:
+            return F.embedding(input_ids, self._table).to(self._dtype)
+        local = input_ids - self._first_id
+        mine = (local >= 0) & (local < self._table.shape[0])
+        rows = F.embedding(local.where(mine, 0), self._table).to(self._dtype)
+        return self._parallel.all_reduce(rows * mine[:, None])
+
+
+class VocabParallelHead:
+    """Each rank computes the logits of its own token ids; every rank gets them all."""
+
+    def __init__(self, context: LayerContext, weight: torch.Tensor, vocab_size: int) -> None:
+        """Take over a weight [ceil(vocab / world size), hidden] of the method's weight_dtype."""
+        self._multiply = context.method.pack(weight, None)
+        self._parallel: ParallelGroup = context.parallel
+        self._vocab_size = vocab_size
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
+        logits = self._parallel.all_gather(self._multiply(hidden))
+        return logits[:, : self._vocab_size].float()
+
+
+def load_embedding_and_head(
+    context: LayerContext, vocab_size: int, hidden_size: int, tied: bool
+) -> tuple[VocabParallelEmbedding, VocabParallelHead]:
+    """Load both ends of the model.
+
+    Tied ones share their memory where the head multiplies by the weight as it is; where it packs it, the embedding
+    keeps a copy whose rows can be read.
+    """
+    parallel, method = context.parallel, context.method
+    ids = split_vocab(vocab_size, parallel.rank, parallel.world_size)
+    num_rows = -(-vocab_size // parallel.world_size)
+
+    def load(name: str, dtype: torch.dtype) -> torch.Tensor:
+        weight = torch.zeros((num_rows, hidden_size), dtype=dtype, device=context.device)
+        weight[: len(ids)] = context.source.read(f"{name}.weight", (vocab_size, hidden_size), rows=ids)
+        return weight
+
+    if not tied:
+        table = load("model.embed_tokens", method.table_dtype)
+        head = VocabParallelHead(context, load("lm_head", method.weight_dtype), vocab_size)
+        return VocabParallelEmbedding(context, table, ids.start), head
+    weight = load("model.embed_tokens", method.weight_dtype)
+    head = VocabParallelHead(context, weight, vocab_size)
+    return VocabParallelEmbedding(context, weight.to(method.table_dtype), ids.start), head

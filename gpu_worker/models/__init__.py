@@ -1,0 +1,1 @@
+"""The models: what a checkpoint says about its shape, the families, and the decoder they share."""

@@ -1,0 +1,1 @@
+"""How a weight matrix is kept and multiplied: one interface, one file per method."""

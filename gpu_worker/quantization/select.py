@@ -1,0 +1,25 @@
+"""Which linear method fits a device and a dtype?"""
+
+import torch
+
+from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.quantization.fbgemm import FbgemmLinearMethod
+from gpu_worker.quantization.linear_method import LinearMethod
+from gpu_worker.quantization.onednn import OneDnnLinearMethod
+from gpu_worker.quantization.plain import PlainLinearMethod
+
+
+def select_linear_method(device: torch.device, dtype: torch.dtype) -> LinearMethod:
+    """The fastest method that keeps weights in `dtype` on `device`. On a CPU activations are always float32.
+
+    Raises:
+        ModelLoadError: this CPU cannot do it, or not at a bearable speed.
+    """
+    if device.type != "cpu":
+        return PlainLinearMethod(dtype)
+    if dtype == torch.float32:
+        has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return OneDnnLinearMethod() if has_onednn else PlainLinearMethod(dtype)
+    if dtype == torch.float16 and "fbgemm" in torch.backends.quantized.supported_engines:
+        return FbgemmLinearMethod()
+    raise ModelLoadError(f"dtype {dtype} is not served on this CPU; use float32, or float16 on an x86 CPU with AVX2")

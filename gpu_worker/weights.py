@@ -1,0 +1,103 @@
+"""How does a path become a model that computes?"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gpu_worker.attention.backend import AttentionBackend
+from gpu_worker.formats.dummy import DummySource
+from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.formats.gguf import GgufSource
+from gpu_worker.formats.safetensors import SafetensorsSource
+from gpu_worker.formats.source import ProgressSource, TensorSource
+from gpu_worker.kernels.interface import Kernels
+from gpu_worker.layers.context import LayerContext
+from gpu_worker.models.config import ModelConfig
+from gpu_worker.models.decoder import DecoderModel
+from gpu_worker.models.gguf_config import read_gguf_config
+from gpu_worker.models.hf_config import read_hf_config
+from gpu_worker.models.registry import find_family
+from gpu_worker.parallel import ParallelGroup
+from gpu_worker.quantization.select import select_linear_method
+
+logger = logging.getLogger(__name__)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The shape of the model in a GGUF file or in a Hugging Face directory.
+
+    Raises:
+        ModelLoadError: there is none, it is damaged, or its architecture is not served.
+    """
+    if path.is_dir():
+        return read_hf_config(path)
+    if not path.is_file():
+        raise ModelLoadError(f"{path} does not exist; give a GGUF file or a Hugging Face model directory")
+    return read_gguf_config(path)
+
+
+def load_model(
+    path: Path,
+    *,
+    kernels: Kernels,
+    attention: AttentionBackend,
+    parallel: ParallelGroup,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_model_len: int | None,
+    load_format: str,
+    on_progress: Callable[[int, int], None],
+) -> DecoderModel:
+    """Load this rank's part of a model, tensor by tensor: memory peaks at the model and one tensor.
+
+    Args:
+        dtype: of the weights; on a CPU activations are float32 whatever it is.
+        max_model_len: positions to serve, None for all that the model has.
+        load_format: "auto" reads the checkpoint, "dummy" makes random weights of the same shape.
+        on_progress: called with bytes done and bytes in all.
+
+    Raises:
+        ModelLoadError: see its message.
+    """
+    started = time.monotonic()
+    config = _limit(read_config(path), max_model_len)
+    method = select_linear_method(device, dtype)
+    source = ProgressSource(_open(path, config, load_format, device, method.weight_dtype), on_progress)
+    context = LayerContext(source, kernels, attention, parallel, method, device)
+    with torch.inference_mode():
+        model = DecoderModel(config, context)
+    source.finish()
+    logger.info(
+        "model loaded path=%s architecture=%s method=%s rank=%d seconds=%.1f",
+        path,
+        config.architecture,
+        type(method).__name__,
+        parallel.rank,
+        time.monotonic() - started,
+    )
+    return model
+
+
+def _limit(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
+    if max_model_len is None:
+        return config
+    if not 1 <= max_model_len <= config.max_model_len:
+        raise ModelLoadError(
+            f"a max model length of {max_model_len} is asked; this model has 1 to {config.max_model_len}"
+        )
+    return dataclasses.replace(config, max_model_len=max_model_len)
+
+
+def _open(path: Path, config: ModelConfig, load_format: str, device: torch.device, dtype: torch.dtype) -> TensorSource:
+    if load_format == "dummy":
+        return DummySource(device, dtype)
+    if load_format != "auto":
+        raise ModelLoadError(f"load format {load_format!r} is not known; known: auto, dummy")
+    if path.is_dir():
+        return SafetensorsSource(path)
+    interleaved = find_family([config.architecture]).gguf_interleaved
+    return GgufSource(path, config.head_dim if interleaved else None)

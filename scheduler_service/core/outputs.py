@@ -22,11 +22,15 @@ class OutputCollector:
     def __init__(self) -> None:
         self._news: defaultdict[bytes, _News] = defaultdict(_News)
 
-    def add_token(self, sequence: Sequence, token_id: int) -> None:
-        """The sequence produced a token."""
-        news = self._news[sequence.gateway]
-        news.stream_ids.append(sequence.stream_id)
-        news.token_ids.append(token_id)
+    def add_tokens(self, drawn: list[tuple[Sequence, int]]) -> None:
+        """Each of these sequences produced a token."""
+        news, gateway = None, None
+        for sequence, token_id in drawn:
+            if news is None or sequence.gateway != gateway:
+                gateway = sequence.gateway
+                news = self._news[gateway]
+            news.stream_ids.append(sequence.stream_id)
+            news.token_ids.append(token_id)
 
     def add_end(
         self, sequence: Sequence, reason: EndReason, stop_token_id: int | None = None, detail: str = ""

@@ -221,12 +221,11 @@ class Scheduler:
 
     def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
         """Append each drawn token to its sequence, unless that has ended meanwhile, and end those that are done."""
-        for sequence, token_id in zip(sequences, token_ids, strict=True):
-            if sequence.is_over:
-                continue
+        drawn = [pair for pair in zip(sequences, token_ids, strict=True) if not pair[0].is_over]
+        self._outputs.add_tokens(drawn)
+        for sequence, token_id in drawn:
             tokens = sequence.token_ids
             tokens.append(token_id)
-            self._outputs.add_token(sequence, token_id)
             if token_id in sequence.stop_token_ids and len(tokens) > sequence.min_total_tokens:
                 self._outputs.add_end(sequence, EndReason.STOP, stop_token_id=token_id)
                 self._end(sequence)

@@ -32,7 +32,8 @@ _LEGAL_MOVES = {
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A scheduled unit. Created WAITING; only `move_to` changes its status.
+    """A scheduled unit. Created WAITING; only `move_to` changes its status, and with it whether its last word
+    has been said (`is_over`).
 
     token_ids:  | prompt .................. | output ....... |
                 0                num_prompt_tokens           len(token_ids) <= max_total_tokens
@@ -58,18 +59,15 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    is_over: bool = False
 
     @property
     def order(self) -> tuple[int, int]:
         """Sort key: higher priority first, then first come. The last of an order is the youngest."""
         return (-self.priority, self.arrival)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether its last word has been said."""
-        return self.status in (Status.ENDING, Status.ENDED)
-
     def move_to(self, status: Status) -> None:
         """Change the status along the table of legal moves."""
         assert status in _LEGAL_MOVES[self.status], f"{self.request_id}: {self.status.name} -> {status.name}"
         self.status = status
+        self.is_over = status is Status.ENDING or status is Status.ENDED

@@ -48,7 +48,9 @@ class Server(Generic[Message]):
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
-            raise OSError(f"cannot bind {address}: {error.strerror}; choose another address or free it") from error
+            raise OSError(
+                f"cannot bind {address}: {zmq.strerror(error.errno)}; choose another address or free it"
+            ) from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.num_dropped = 0
 

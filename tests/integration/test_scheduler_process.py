@@ -1,0 +1,288 @@
+"""The scheduler as a real process with real sockets, a fake worker and a bare gateway socket."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from pagewire.ipc.codec import ANY, Codec, new_incarnation
+from pagewire.ipc.requests import (
+    Abort,
+    Ended,
+    EngineState,
+    EngineStatus,
+    Hello,
+    Rejected,
+    RejectReason,
+    SchedulerMessage,
+    StepTokens,
+)
+from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.step_executor import complete
+from tests.unit.core.harness import make_submit
+
+TIMEOUT_S = 20.0
+
+
+class Gateway:
+    """A bare DEALER socket that speaks like a gateway."""
+
+    def __init__(self, address: str) -> None:
+        self.incarnation = new_incarnation()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.connect(address)
+        self.codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
+        self.status: EngineStatus | None = None
+        self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.ended: dict[int, Ended] = {}
+        self.rejected: dict[int, Rejected] = {}
+        self.send(Hello("test"))
+
+    def send(self, message: object, recipient: bytes = ANY) -> None:
+        self.socket.send(self.codec.encode(message, self.incarnation, recipient))  # type: ignore[arg-type]
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Read messages until the condition holds."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert self.socket.poll(int(max(0, deadline - time.monotonic()) * 1000)), "nothing came in time"
+            self._take(self.codec.decode(self.socket.recv()).message)
+
+    def wait_ready(self) -> None:
+        self.wait(lambda: self.status is not None and self.status.state is EngineState.READY)
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+    def _take(self, message: SchedulerMessage) -> None:
+        if isinstance(message, EngineStatus):
+            self.status = message
+        elif isinstance(message, Rejected):
+            self.rejected[message.stream_id] = message
+        elif isinstance(message, StepTokens):
+            streams = np.frombuffer(message.stream_ids, dtype="<u4").tolist()
+            for stream, token in zip(streams, np.frombuffer(message.token_ids, dtype="<i4").tolist(), strict=True):
+                self.tokens[stream].append(token)
+            for ended in message.ended:
+                self.ended[ended.stream_id] = ended
+
+
+class Service:
+    """A scheduler process and what is connected to it."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.request_address = f"ipc://{folder}/requests"
+        self.worker_address = f"ipc://{folder}/workers"
+        command = [sys.executable, "-m", "scheduler_service.core", "--block-size", "4", "--max-num-seqs", "8"]
+        command += ["--request-address", self.request_address, "--worker-address", self.worker_address, *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert "listening" in self.process.stdout.readline()
+        self.gateways: list[Gateway] = []
+        self.workers: list[FakeWorker] = []
+
+    def gateway(self) -> Gateway:
+        self.gateways.append(Gateway(self.request_address))
+        return self.gateways[-1]
+
+    def worker(self, **options: int) -> FakeWorker:
+        self.workers.append(FakeWorker(self.worker_address, **options))
+        return self.workers[-1]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+        for gateway in self.gateways:
+            gateway.close()
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    running = Service(tmp_path)
+    yield running
+    running.close()
+
+
+def test_streams_of_two_gateways_get_their_own_tokens(service: Service) -> None:
+    service.worker()
+    first, second = service.gateway(), service.gateway()
+    first.wait_ready()
+    second.wait_ready()
+    first.send(make_submit(1, [1, 2, 3], max_tokens=10))
+    second.send(make_submit(1, [4, 5, 6, 7, 8], max_tokens=12))
+    first.wait(lambda: 1 in first.ended)
+    second.wait(lambda: 1 in second.ended)
+    assert first.tokens[1] == complete([1, 2, 3], 10)
+    assert second.tokens[1] == complete([4, 5, 6, 7, 8], 12)
+
+
+def test_request_before_the_workers_are_ready_is_unavailable(service: Service) -> None:
+    gateway = service.gateway()
+    gateway.send(make_submit(1, [1]))
+    gateway.wait(lambda: 1 in gateway.rejected)
+    assert gateway.rejected[1].reason is RejectReason.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "field", "words"),
+    [
+        ([], {}, "token_ids", "empty"),
+        ([1] * 200, {}, "token_ids", "max_model_len allows 200"),
+        ([1] * 150, {"max_tokens": 60}, "max_tokens", "max_model_len allows 200"),
+        ([50], {}, "token_ids", "outside 0 to 49"),
+        ([-1], {}, "token_ids", "outside 0 to 49"),
+        ([1], {"max_tokens": 0}, "max_tokens", "at least 1"),
+        ([1, 2], {"token_ids": b"abc"}, "token_ids", "int32"),
+        ([1, 2], {"num_prompt_tokens": 3}, "num_prompt_tokens", "3 of 2"),
+    ],
+)
+def test_what_can_never_run_is_refused(
+    service: Service, prompt: list[int], changes: dict[str, object], field: str, words: str
+) -> None:
+    service.worker()
+    gateway = service.gateway()
+    gateway.wait_ready()
+    gateway.send(make_submit(1, prompt, **changes))
+    gateway.wait(lambda: 1 in gateway.rejected)
+    assert gateway.rejected[1].reason is RejectReason.INVALID
+    assert gateway.rejected[1].field == field
+    assert words in gateway.rejected[1].message
+
+
+def test_request_larger_than_the_kv_cache_is_refused_naming_it(service: Service) -> None:
+    service.worker(num_blocks=5)
+    gateway = service.gateway()
+    gateway.wait_ready()
+    gateway.send(make_submit(1, [1] * 10, max_tokens=12))
+    gateway.send(make_submit(2, [1] * 10, max_tokens=11))
+    gateway.wait(lambda: 1 in gateway.rejected and 2 in gateway.ended)
+    assert "the KV cache allows 21" in gateway.rejected[1].message
+
+
+def test_garbage_on_both_sockets_is_dropped_and_service_goes_on(service: Service) -> None:
+    service.worker()
+    gateway = service.gateway()
+    gateway.wait_ready()
+    for address in (service.request_address, service.worker_address):
+        socket = gateway.context.socket(zmq.DEALER)
+        socket.connect(address)
+        for garbage in (b"", b"x", b"PGW1", os.urandom(400), b"PGW1" + bytes(16) + b"\x93\x01\x02", b"\xc1" * 50):
+            socket.send(garbage)
+        socket.send_multipart([b"a", b"b", b"c"])
+        header = b"PGW1" + new_incarnation() + ANY
+        socket.send(header + os.urandom(64))
+        socket.send(header + b"\x91" * 2000)
+    gateway.send(make_submit(1, [1, 2, 3], max_tokens=10))
+    gateway.wait(lambda: 1 in gateway.ended)
+    assert gateway.tokens[1] == complete([1, 2, 3], 10)
+
+
+def test_message_for_another_incarnation_is_dropped(service: Service) -> None:
+    service.worker()
+    gateway = service.gateway()
+    gateway.wait_ready()
+    gateway.send(make_submit(1, [1, 2, 3]), recipient=new_incarnation())
+    gateway.send(make_submit(2, [1, 2, 3]))
+    gateway.wait(lambda: 2 in gateway.ended)
+    assert 1 not in gateway.tokens
+
+
+def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
+    worker = service.worker()
+    gateway = service.gateway()
+    gateway.wait_ready()
+    gateway.send(make_submit(1, [1, 2, 3], max_tokens=190))
+    gateway.wait(lambda: len(gateway.tokens[1]) > 3)
+    worker.hold.clear()
+    gateway.send(Abort((1,)))
+    gateway.send(make_submit(2, [1], max_tokens=0))
+    gateway.wait(lambda: 2 in gateway.rejected)  # the abort was handled before this
+    steps_before = worker.num_steps
+    worker.hold.set()
+    gateway.status = None
+    gateway.wait(lambda: gateway.status is not None and gateway.status.load.num_running == 0)
+    assert gateway.status is not None
+    assert gateway.status.load.num_free_blocks == 64
+    assert worker.num_steps - steps_before <= 2
+    assert 1 not in gateway.ended
+
+
+def test_sequences_of_a_gateway_that_is_gone_end(service: Service) -> None:
+    service.worker()
+    gone, other = service.gateway(), service.gateway()
+    gone.wait_ready()
+    other.wait_ready()
+    gone.send(make_submit(1, [1, 2, 3], max_tokens=190))
+    gone.wait(lambda: len(gone.tokens[1]) > 1)
+    gone.close()
+    other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
+
+
+def test_worker_that_is_replaced_continues_every_stream(service: Service) -> None:
+    first = service.worker()
+    gateway = service.gateway()
+    gateway.wait_ready()
+    for stream in range(6):
+        gateway.send(make_submit(stream, [stream, 3], max_tokens=150))
+    gateway.wait(lambda: all(len(gateway.tokens[stream]) > 5 for stream in range(6)))
+    first.hold.clear()
+    service.workers.remove(first)
+    first.stop()
+    service.worker()
+    gateway.wait(lambda: len(gateway.ended) == 6)
+    for stream in range(6):
+        assert gateway.tokens[stream] == complete([stream, 3], 150)
+
+
+def test_two_ranks_share_the_smaller_cache(tmp_path: Path) -> None:
+    service = Service(tmp_path, "--tensor-parallel-size", "2")
+    try:
+        service.worker(num_blocks=40, rank=0, world_size=2)
+        service.worker(num_blocks=30, rank=1, world_size=2)
+        gateway = service.gateway()
+        gateway.wait_ready()
+        assert gateway.status is not None
+        assert gateway.status.limits is not None
+        assert gateway.status.limits.num_blocks == 30
+        gateway.send(make_submit(1, [1, 2, 3], max_tokens=10))
+        gateway.wait(lambda: 1 in gateway.ended)
+        assert gateway.tokens[1] == complete([1, 2, 3], 10)
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stops_with_exit_code_0(service: Service, signum: int) -> None:
+    service.process.send_signal(signum)
+    assert service.process.wait(TIMEOUT_S) == 0
+
+
+def test_address_in_use_is_one_clear_line() -> None:
+    holder = zmq.Context().socket(zmq.ROUTER)
+    port = holder.bind_to_random_port("tcp://127.0.0.1")
+    command = [sys.executable, "-m", "scheduler_service.core", "--worker-address", "tcp://127.0.0.1:0"]
+    command += ["--request-address", f"tcp://127.0.0.1:{port}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines() == [
+        f"scheduler: cannot bind tcp://127.0.0.1:{port}: Address already in use; choose another address or free it"
+    ]
+
+
+def test_contradicting_sizes_are_one_clear_line() -> None:
+    command = [sys.executable, "-m", "scheduler_service.core", "--max-num-batched-tokens", "8", "--max-num-seqs", "9"]
+    command += ["--worker-address", "tcp://127.0.0.1:0", "--request-address", "tcp://127.0.0.1:0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 1
+    assert "lower --max-num-seqs or raise" in result.stderr

@@ -49,7 +49,7 @@ class Server(Generic[Message]):
             self.socket.bind(address)
         except zmq.ZMQError as error:
             raise OSError(
-                f"cannot bind {address}: {zmq.strerror(error.errno)}; choose another address or free it"
+                f"cannot bind {address}: {zmq.strerror(error.errno or 0)}; choose another address or free it"
             ) from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.num_dropped = 0

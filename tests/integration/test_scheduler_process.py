@@ -4,76 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zmq
 
-from pagewire.ipc.codec import ANY, Codec, new_incarnation
-from pagewire.ipc.requests import (
-    Abort,
-    Ended,
-    EngineState,
-    EngineStatus,
-    Hello,
-    Rejected,
-    RejectReason,
-    SchedulerMessage,
-    StepTokens,
-)
+from pagewire.ipc.codec import ANY, new_incarnation
+from pagewire.ipc.requests import Abort, RejectReason
+from tests.fakes.bare_gateway import BareGateway, make_submit
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.step_executor import complete
-from tests.unit.core.harness import make_submit
 
 TIMEOUT_S = 20.0
-
-
-class Gateway:
-    """A bare DEALER socket that speaks like a gateway."""
-
-    def __init__(self, address: str) -> None:
-        self.incarnation = new_incarnation()
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self.context.socket(zmq.DEALER)
-        self.socket.connect(address)
-        self.codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
-        self.status: EngineStatus | None = None
-        self.tokens: defaultdict[int, list[int]] = defaultdict(list)
-        self.ended: dict[int, Ended] = {}
-        self.rejected: dict[int, Rejected] = {}
-        self.send(Hello("test"))
-
-    def send(self, message: object, recipient: bytes = ANY) -> None:
-        self.socket.send(self.codec.encode(message, self.incarnation, recipient))  # type: ignore[arg-type]
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Read messages until the condition holds."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            assert self.socket.poll(int(max(0, deadline - time.monotonic()) * 1000)), "nothing came in time"
-            self._take(self.codec.decode(self.socket.recv()).message)
-
-    def wait_ready(self) -> None:
-        self.wait(lambda: self.status is not None and self.status.state is EngineState.READY)
-
-    def close(self) -> None:
-        self.context.destroy(linger=0)
-
-    def _take(self, message: SchedulerMessage) -> None:
-        if isinstance(message, EngineStatus):
-            self.status = message
-        elif isinstance(message, Rejected):
-            self.rejected[message.stream_id] = message
-        elif isinstance(message, StepTokens):
-            streams = np.frombuffer(message.stream_ids, dtype="<u4").tolist()
-            for stream, token in zip(streams, np.frombuffer(message.token_ids, dtype="<i4").tolist(), strict=True):
-                self.tokens[stream].append(token)
-            for ended in message.ended:
-                self.ended[ended.stream_id] = ended
 
 
 class Service:
@@ -87,11 +30,11 @@ class Service:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert "listening" in self.process.stdout.readline()
-        self.gateways: list[Gateway] = []
+        self.gateways: list[BareGateway] = []
         self.workers: list[FakeWorker] = []
 
-    def gateway(self) -> Gateway:
-        self.gateways.append(Gateway(self.request_address))
+    def gateway(self) -> BareGateway:
+        self.gateways.append(BareGateway(self.request_address))
         return self.gateways[-1]
 
     def worker(self, **options: int) -> FakeWorker:

@@ -4,31 +4,13 @@ from collections import defaultdict
 
 import numpy as np
 
-from pagewire.ipc.requests import Ended, Sampling, StepTokens, Submit
+from pagewire.ipc.requests import Ended, StepTokens
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.scheduler import Scheduler
+from tests.fakes.bare_gateway import make_submit
 from tests.fakes.step_executor import StepExecutor
 
 GATEWAY = b"gateway1"
-
-
-def make_submit(stream_id: int, prompt: list[int], **changes: object) -> Submit:
-    """A Submit with plain defaults."""
-    fields: dict[str, object] = {
-        "stream_id": stream_id,
-        "request_id": f"r{stream_id}",
-        "token_ids": np.array(prompt, dtype=np.int32).tobytes(),
-        "num_prompt_tokens": len(prompt),
-        "sampling": Sampling(0.0, 0, 1.0, 0.0, 0),
-        "max_tokens": 8,
-        "min_tokens": 0,
-        "stop_token_ids": (),
-        "ignore_eos": True,
-        "priority": 0,
-        "cache_salt": "",
-        "deadline_s": None,
-    }
-    return Submit(**(fields | changes))  # type: ignore[arg-type]
 
 
 class Harness:

@@ -1,0 +1,17 @@
+"""Fixtures that every kind of test shares."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from scheduler_service.supervisor.demo_model import fetch_demo
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's GGUF file, downloaded once and then kept in the user's cache."""
+    cache = Path.home() / ".cache" / "pagewire"
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        return fetch_demo(cache, Path(scratch), lambda stage, done, total: None)

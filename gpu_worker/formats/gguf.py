@@ -80,12 +80,13 @@ class GgufSource:
         raw = np.frombuffer(self._data, np.uint8, len(rows) * row_bytes, info.offset + rows.start * row_bytes)
         try:
             values: Array = dequantize(raw.reshape(len(rows), row_bytes), info.quantization)
-        except NotImplementedError as error:
+            values = values.reshape(len(rows), *info.shape[1:])
+        except (NotImplementedError, ValueError) as error:
             raise ModelLoadError(
-                f"{self._path}: tensor {name} has the type {info.quantization.name}, which cannot be read: "
+                f"{self._path}: tensor {name} of type {info.quantization.name} cannot be read ({error}): "
                 "use a file with another quantization"
             ) from error
-        return np.require(values.reshape(len(rows), *info.shape[1:]), requirements="W")
+        return np.require(values, requirements="W")
 
 
 def hf_name(name: str) -> str:

@@ -64,7 +64,7 @@ def read_header(path: Path) -> GgufHeader:
             return _parse(path, data)
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, ZeroDivisionError) as error:
         raise ModelLoadError(f"{path} is truncated or damaged ({error}): download it again") from error
 
 
@@ -102,13 +102,10 @@ class _Cursor:
         if kind in _SCALARS:
             self.offset += length * _SCALARS[kind].size
             return
+        if kind != _STRING:
+            raise ValueError(f"array of unknown type {kind}")
         for _ in range(length):
-            if kind == _STRING:
-                self.skip_text()
-            elif kind == _ARRAY:
-                self.skip_array()
-            else:
-                raise ValueError(f"array of unknown type {kind}")
+            self.skip_text()
 
 
 def _parse(path: Path, data: mmap.mmap) -> GgufHeader:

@@ -86,8 +86,8 @@ class _Values:
 
 def _vocab_size(path: Path, header: GgufHeader) -> int:
     embedding = header.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise ModelLoadError(f"{path}: tensor token_embd.weight is missing: download the file again")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelLoadError(f"{path}: tensor token_embd.weight is missing or no matrix: download the file again")
     return embedding.shape[0]
 
 

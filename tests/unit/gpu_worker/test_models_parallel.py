@@ -1,0 +1,166 @@
+"""Ranks that hold parts of a model give what one rank with all of it gives."""
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.parallel import ParallelGroup, split, split_heads, split_vocab
+from tests.unit.gpu_worker.gloo_rank import run_gloo_rank
+from tests.unit.gpu_worker.model_harness import (
+    SIZES,
+    PagedRun,
+    load,
+    random_model,
+    random_sequences,
+    reference_logits,
+    relative_error,
+)
+
+
+class Exchange:
+    """Where ranks that are threads of one process meet."""
+
+    def __init__(self, world_size: int) -> None:
+        self._parts: list[torch.Tensor | None] = [None] * world_size
+        self._barrier = threading.Barrier(world_size, timeout=60)
+
+    def collect(self, rank: int, part: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's part."""
+        self._parts[rank] = part.clone()
+        self._barrier.wait()
+        parts = [part for part in self._parts if part is not None]
+        self._barrier.wait()
+        return parts
+
+
+@dataclass(frozen=True)
+class ThreadGroup(ParallelGroup):
+    """A rank that is a thread."""
+
+    exchange: Exchange = field(default_factory=lambda: Exchange(1))
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return x.copy_(torch.stack(self.exchange.collect(self.rank, x)).sum(0))
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self.exchange.collect(self.rank, x), dim=-1)
+
+
+def run_ranks(path: Path, world_size: int, sequences: Sequence[Sequence[int]]) -> list[list[torch.Tensor]]:
+    """Every rank's logits of every sequence."""
+    exchange = Exchange(world_size)
+
+    def run_rank(rank: int) -> list[torch.Tensor]:
+        run = PagedRun(load(path, ThreadGroup(rank, world_size, exchange)), sequences)
+        run.finish(9)
+        run.finish(1)
+        return run.logits
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(run_rank, range(world_size)))
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    return {**SIZES, **changes}
+
+
+SPLITS: dict[str, tuple[PreTrainedConfig, int]] = {
+    "even": (LlamaConfig(**sizes(num_key_value_heads=2, vocab_size=100)), 2),
+    "one-group-each": (LlamaConfig(**sizes(num_key_value_heads=3)), 3),
+    "uneven-groups": (LlamaConfig(**sizes(num_key_value_heads=3)), 2),
+    "replicated-2": (LlamaConfig(**sizes(num_key_value_heads=1)), 2),
+    "replicated-3": (LlamaConfig(**sizes(num_key_value_heads=1)), 3),
+    "partly-replicated": (LlamaConfig(**sizes(num_key_value_heads=2)), 3),
+    "all-biases": (LlamaConfig(**sizes(attention_bias=True, mlp_bias=True)), 2),
+    "tied": (LlamaConfig(**sizes(tie_word_embeddings=True)), 3),
+    "more-ranks-than-rows-fill": (LlamaConfig(**sizes(vocab_size=4, eos_token_id=1)), 3),
+    "qwen2": (Qwen2Config(**sizes()), 2),
+    "qwen3": (Qwen3Config(**sizes(num_key_value_heads=1), head_dim=20, tie_word_embeddings=True), 2),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_ranks_together_match_transformers(name: str, tmp_path: Path) -> None:
+    config, world_size = SPLITS[name]
+    reference = random_model(config)
+    reference.save_pretrained(tmp_path)
+    sequences = random_sequences((30, 11), config.vocab_size)
+    expected = reference_logits(reference, sequences)
+    for logits in run_ranks(tmp_path, world_size, sequences):
+        for found, wanted in zip(logits, expected, strict=True):
+            assert relative_error(found, wanted) < 2e-4
+
+
+def test_dummy_ranks_cut_the_same_weights(tmp_path: Path) -> None:
+    random_model(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (ids,) = random_sequences((12,), SIZES["vocab_size"])
+    alone = PagedRun(load(tmp_path, load_format="dummy"), [ids])
+    alone.finish(12)
+    exchange = Exchange(2)
+
+    def run_rank(rank: int) -> torch.Tensor:
+        run = PagedRun(load(tmp_path, ThreadGroup(rank, 2, exchange), load_format="dummy"), [ids])
+        run.finish(12)
+        return run.logits[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        for logits in pool.map(run_rank, range(2)):
+            assert relative_error(logits, alone.logits[0]) < 1e-5
+
+
+@pytest.mark.parametrize("divide", [split, split_vocab])
+def test_parts_cover_everything_once(divide: Callable[[int, int, int], range]) -> None:
+    for size in range(1, 40):
+        for world_size in range(1, 9):
+            parts = [divide(size, rank, world_size) for rank in range(world_size)]
+            assert [row for part in parts for row in part] == list(range(size))
+
+
+def test_heads_stay_with_the_kv_head_they_read() -> None:
+    for num_kv_heads in range(1, 9):
+        for group in range(1, 5):
+            for world_size in range(1, num_kv_heads * group + 1):
+                if world_size > num_kv_heads and group < -(-world_size // num_kv_heads):
+                    continue
+                heads = [split_heads(num_kv_heads * group, num_kv_heads, r, world_size) for r in range(world_size)]
+                assert [q for rank in heads for q in rank.query] == list(range(num_kv_heads * group))
+                for rank in heads:
+                    share = len(rank.query) // len(rank.kv)
+                    assert share * len(rank.kv) == len(rank.query)
+                    for index, query in enumerate(rank.query):
+                        assert query // group == rank.kv[index // share]
+
+
+def test_more_ranks_than_heads_are_refused() -> None:
+    with pytest.raises(ModelLoadError, match=r"4 query heads \(2 KV heads\) cannot be split over 5 ranks"):
+        split_heads(4, 2, 0, 5)
+
+
+def test_processes_sum_and_gather(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=run_gloo_rank, args=(r, str(tmp_path / "store"), results)) for r in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    for _ in processes:
+        summed, gathered = results.get()
+        assert summed == [3.0, 30.0]
+        assert gathered == [[0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 6.0, 6.0]]
+
+
+def test_a_rank_outside_the_group_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank 2 is not in 0 \.\. 1"):
+        ParallelGroup(2, 2)

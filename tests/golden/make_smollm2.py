@@ -30,7 +30,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = load_model(gguf)
     licence = tokenizer((Path(__file__).parents[2] / "LICENSE").read_text())["input_ids"]
-    prompts = [licence[37 * i : 37 * i + length] for i, length in enumerate(LENGTHS)]
+    starts = [37 * i % (len(licence) - length) for i, length in enumerate(LENGTHS)]
+    prompts = [licence[start : start + length] for start, length in zip(starts, LENGTHS, strict=True)]
     for question in QUESTIONS:
         chat = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         prompts.append(tokenizer(chat)["input_ids"])

@@ -1,0 +1,91 @@
+"""The supervisor's command line: parses flags and environment, runs the service, ends with 0 or one clear line."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from scheduler_service.supervisor.children import ServiceConfig, service_children
+from scheduler_service.supervisor.engine_flags import add_engine_flags
+from scheduler_service.supervisor.errors import ServiceError
+from scheduler_service.supervisor.events import EventPipe
+from scheduler_service.supervisor.output import Output, OutputHandler
+from scheduler_service.supervisor.restart_policy import RestartPolicy
+from scheduler_service.supervisor.service import MakeChildren, Surroundings, serve
+from scheduler_service.supervisor.supervisor import Timing
+
+
+def main(arguments: list[str] | None = None, make_children: MakeChildren = service_children) -> int:
+    """Run the service; gives the exit status."""
+    options = _parse(arguments)
+    console = Console(stderr=True)
+    output = Output(console, show_progress=options.progress)
+    logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
+    events = EventPipe(options.event_fd) if options.event_fd is not None else None
+    config = ServiceConfig(tuple(options.listen), options.gateways, vars(options))
+    timing = Timing(RestartPolicy(max_restarts=options.max_restarts), options.grace_s)
+    around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
+    try:
+        asyncio.run(serve(options.model, options.model_name, config, around, make_children))
+    except ServiceError as error:
+        if events is not None:
+            events.failed(str(error))
+        console.print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+        return 1
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scheduler_service.supervisor",
+        description="Starts gateway, scheduler and workers on this machine, restarts what dies, ends all on SIGTERM.",
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="SPEC", help="GGUF file, safetensors directory, Hub id, or demo"
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="name that requests use; default: taken from the model")
+    parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="HOST:PORT or unix:/path; repeatable; default: a private socket alone",
+    )
+    parser.add_argument(
+        "--gateways", type=_positive, default=1, metavar="N", help="gateway processes, on PORT, PORT+1, ...; default 1"
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
+    parser.add_argument(
+        "--grace-s", type=float, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
+    )
+    parser.add_argument(
+        "--event-fd", type=int, metavar="N", help="pipe for events to the program that started this one"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=10, metavar="N", help="failed starts in a row after the first; default 10"
+    )
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, default=True, help="show how far the start is"
+    )
+    add_engine_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

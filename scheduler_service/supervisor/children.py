@@ -1,0 +1,64 @@
+"""Which processes make up a service, and with which command lines?"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from scheduler_service.supervisor.child import ChildSpec
+from scheduler_service.supervisor.engine_flags import Target, arguments_for
+from scheduler_service.supervisor.model_source import ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """One service on one machine. `engine` holds parsed engine flags by key; empty `listen`: private socket only."""
+
+    listen: tuple[str, ...]
+    num_gateways: int
+    engine: Mapping[str, object]
+
+    @property
+    def num_ranks(self) -> int:
+        """Workers to start."""
+        size = self.engine.get("tensor_parallel_size")
+        return size if isinstance(size, int) else 1
+
+
+def private_address(run_dir: Path, gateway: int = 0) -> str:
+    """The unix socket on which the supervisor itself reaches a gateway."""
+    return f"unix:{run_dir}/gateway-{gateway}.sock"
+
+
+def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -> list[ChildSpec]:
+    """Scheduler, one worker per rank, gateways."""
+    requests, workers = f"ipc://{run_dir}/requests.sock", f"ipc://{run_dir}/workers.sock"
+    scheduler = _python("scheduler_service.core", "--request-address", requests, "--worker-address", workers)
+    children = [ChildSpec("scheduler", (*scheduler, *arguments_for(Target.SCHEDULER, config.engine)))]
+    for rank in range(config.num_ranks):
+        worker = _python("gpu_worker", "--model", str(model.path), "--scheduler-address", workers, "--rank", str(rank))
+        children.append(ChildSpec(f"worker-{rank}", (*worker, *arguments_for(Target.WORKER, config.engine))))
+    for index in range(config.num_gateways):
+        gateway = _python(
+            "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,
+            "--scheduler-address", requests,
+        )  # fmt: skip
+        listen = [private_address(run_dir, index), *(listen_address(address, index) for address in config.listen)]
+        flags = [part for address in listen for part in ("--listen", address)]
+        command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
+        children.append(ChildSpec(f"gateway-{index}", command, num_announced=len(listen)))
+    return children
+
+
+def listen_address(address: str, gateway: int) -> str:
+    """Where the n-th gateway listens: the given address, then the next ports or numbered sockets."""
+    if gateway == 0:
+        return address
+    if address.startswith("unix:"):
+        return f"{address}.{gateway}"
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + gateway if port != '0' else 0}"
+
+
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *arguments)

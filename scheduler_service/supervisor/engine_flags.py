@@ -1,0 +1,90 @@
+"""Which flags does the supervisor pass on to which process? Each is declared once, here."""
+
+import argparse
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class Target(enum.Flag):
+    """The processes that take a flag."""
+
+    SCHEDULER = enum.auto()
+    WORKER = enum.auto()
+    GATEWAY = enum.auto()
+    ALL = SCHEDULER | WORKER | GATEWAY
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFlag:
+    """A flag that is passed on as it was given; not given, the process's own default holds.
+
+    `kind` bool makes a pair --NAME / --no-NAME, of which only --no-NAME is passed on: what it switches is on by
+    default.
+    """
+
+    name: str
+    targets: Target
+    kind: type
+    help: str
+    choices: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """The name as an attribute of parsed options."""
+        return self.name.replace("-", "_")
+
+
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+_SCHEDULER, _WORKER, _GATEWAY = Target.SCHEDULER, Target.WORKER, Target.GATEWAY
+
+ENGINE_FLAGS = (
+    EngineFlag("block-size", _SCHEDULER, int, "tokens in one KV block"),
+    EngineFlag("max-num-seqs", _SCHEDULER, int, "most sequences in one step batch"),
+    EngineFlag("max-num-batched-tokens", _SCHEDULER, int, "most tokens in one step batch"),
+    EngineFlag("max-model-len", _SCHEDULER, int, "longest prompt plus output, in tokens"),
+    EngineFlag("num-blocks", _SCHEDULER, int, "KV blocks in the pool; default: what fits the device"),
+    EngineFlag("prefix-caching", _SCHEDULER, bool, "reuse the KV blocks of shared prefixes"),
+    EngineFlag("async-scheduling", _SCHEDULER, bool, "schedule one step ahead of the device"),
+    EngineFlag("tensor-parallel-size", _SCHEDULER | _WORKER, int, "worker ranks"),
+    EngineFlag("device", _WORKER, str, "where the model runs", ("auto", "cpu", "cuda")),
+    EngineFlag("dtype", _WORKER, str, "precision of weights", ("auto", "float32", "float16", "bfloat16")),
+    EngineFlag("threads", _WORKER, int, "CPU threads of each rank"),
+    EngineFlag("attention-backend", _WORKER, str, "attention implementation", ("auto", "torch", "cpu")),
+    EngineFlag("gpu-memory-utilization", _WORKER, float, "part of the GPU's memory to use"),
+    EngineFlag("cpu-memory-gib", _WORKER, float, "memory for the KV cache on CPU, in GiB"),
+    EngineFlag("load-format", _WORKER, str, "dummy draws random weights", ("auto", "dummy")),
+    EngineFlag("seed", _WORKER, int, "seed of dummy weights"),
+    EngineFlag("max-message-bytes", _GATEWAY, int, "largest request message"),
+    EngineFlag("log-level", Target.ALL, str, "least level that is logged", ("debug", "info", "warning", "error")),
+)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags; values default to None, which passes nothing on."""
+    group = parser.add_argument_group("engine", "passed on to scheduler, workers and gateways")
+    for flag in ENGINE_FLAGS:
+        if flag.kind is bool:
+            group.add_argument(f"--{flag.name}", action=argparse.BooleanOptionalAction, help=flag.help)
+        else:
+            group.add_argument(
+                f"--{flag.name}",
+                type=flag.kind,
+                choices=flag.choices,
+                metavar=None if flag.choices else _METAVARS[flag.kind],
+                help=flag.help,
+            )
+
+
+def arguments_for(target: Target, values: Mapping[str, object]) -> list[str]:
+    """Command line of one kind of process, from parsed options by key."""
+    arguments: list[str] = []
+    for flag in ENGINE_FLAGS:
+        value = values.get(flag.key)
+        if value is None or not target & flag.targets:
+            continue
+        if flag.kind is bool:
+            arguments += [] if value else [f"--no-{flag.name}"]
+        else:
+            arguments += [f"--{flag.name}", str(value)]
+    return arguments

@@ -1,0 +1,49 @@
+"""How does a program that started the supervisor follow it? One JSON object per line on a pipe it handed over.
+
+    {"event": "ready", "model": NAME, "addresses": [...]}
+    {"event": "failed", "detail": TEXT}
+
+The pipe also ties the two together: once its reader is gone, `reader_gone` fires and the service stops.
+"""
+
+import asyncio
+import json
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class EventPipe:
+    """The write end of the pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        os.set_inheritable(fd, False)
+
+    def ready(self, model: str, addresses: list[str]) -> None:
+        """Requests can be sent to these addresses."""
+        self._write({"event": "ready", "model": model, "addresses": addresses})
+
+    def failed(self, detail: str) -> None:
+        """The service ends for this reason."""
+        self._write({"event": "failed", "detail": detail})
+
+    def watch_reader(self, loop: asyncio.AbstractEventLoop, on_gone: Callable[[], None]) -> None:
+        """Call `on_gone` once nobody can read the pipe any more.
+
+        A pipe's write end has no event of its own for that; an epoll set that waits for errors alone has.
+        """
+        watch = select.epoll()
+        watch.register(self._fd, 0)
+
+        def fire() -> None:
+            loop.remove_reader(watch.fileno())
+            watch.close()
+            on_gone()
+
+        loop.add_reader(watch.fileno(), fire)
+
+    def _write(self, event: dict[str, object]) -> None:
+        with suppress(BrokenPipeError):
+            os.write(self._fd, json.dumps(event).encode() + b"\n")

@@ -1,0 +1,90 @@
+"""What does a person see while the service runs? Prefixed log lines of all processes, and progress bars at the start.
+
+On a terminal names are coloured and progress is drawn; elsewhere both become plain lines.
+"""
+
+import logging
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+_NAME_WIDTH = 11
+_PLAIN_INTERVAL_S = 5.0
+
+
+class Output:
+    """Writes to standard error. Safe to use from several threads."""
+
+    def __init__(self, console: Console, show_progress: bool = True) -> None:
+        self._console = console
+        self._show_progress = show_progress
+        self._colours: dict[str, str] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._next_plain_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def line(self, name: str, text: str) -> None:
+        """Write one log line of one process."""
+        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        prefix = Text(f"{name:<{_NAME_WIDTH}}| ", style=colour)
+        self._console.print(prefix + Text(text), soft_wrap=True, highlight=False)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show how far a slow part is; total 0 means not known."""
+        if not self._show_progress or not stage:
+            return
+        with self._lock:
+            if self._console.is_terminal:
+                self._draw(stage, done, total)
+            else:
+                self._write_plain(stage, done, total)
+
+    def end_progress(self) -> None:
+        """Leave the bars as they are and draw no more."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+                self._tasks.clear()
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console)
+            self._bars.start()
+        if stage not in self._tasks:
+            self._finish_tasks(self._bars)
+            self._tasks[stage] = self._bars.add_task(stage, total=None)
+        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+
+    def _finish_tasks(self, bars: Progress) -> None:
+        """A new stage has begun, so the earlier ones are done."""
+        for task in bars.tasks:
+            bars.update(task.id, completed=task.total or 1, total=task.total or 1)
+            bars.stop_task(task.id)
+
+    def _write_plain(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next_plain_s.get(stage, 0.0):
+            self._next_plain_s[stage] = now + _PLAIN_INTERVAL_S
+            self._console.print(
+                f"{stage}: {100 * done // total} %" if total else f"{stage} ...", soft_wrap=True, highlight=False
+            )
+
+
+class OutputHandler(logging.Handler):
+    """Sends the supervisor's own log records to the output."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self._output.line("supervisor", self.format(record))

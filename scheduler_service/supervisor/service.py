@@ -1,0 +1,137 @@
+"""One run of the service, from a model spec to the last process gone."""
+
+import asyncio
+import logging
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scheduler_service.supervisor.child import ChildSpec
+from scheduler_service.supervisor.children import ServiceConfig, private_address, service_children
+from scheduler_service.supervisor.events import EventPipe
+from scheduler_service.supervisor.model_source import ModelSource, resolve_model
+from scheduler_service.supervisor.output import Output
+from scheduler_service.supervisor.preflight import check_addresses, check_packages
+from scheduler_service.supervisor.probe import Probe
+from scheduler_service.supervisor.run_dir import private_run_dir
+from scheduler_service.supervisor.supervisor import Supervisor, Timing
+
+logger = logging.getLogger(__name__)
+
+MakeChildren = Callable[[ServiceConfig, ModelSource, Path], Sequence[ChildSpec]]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the service finds around it."""
+
+    output: Output
+    events: EventPipe | None
+    cache_dir: Path
+    run_dir_parent: Path | None
+    timing: Timing
+
+
+async def serve(
+    spec: str,
+    model_name: str | None,
+    config: ServiceConfig,
+    around: Surroundings,
+    make_children: MakeChildren = service_children,
+) -> None:
+    """Run the service until a stop signal (a second one kills at once) or until the event pipe's reader is gone.
+
+    Raises:
+        ServiceError: it cannot start or go on.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    if around.events is not None:
+        around.events.watch_reader(loop, stop.set)
+    check_packages()
+    check_addresses(config.listen)
+    model = await _until_stopped(spec, around, stop)
+    if model is None:
+        return
+    model = ModelSource(model.path, model_name or model.name)
+    with private_run_dir(around.run_dir_parent) as run_dir:
+        await _run(model, make_children(config, model, run_dir), private_address(run_dir), around, stop)
+
+
+async def _run(
+    model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: asyncio.Event
+) -> None:
+    def announce(addresses: list[str]) -> None:
+        logger.info("serving model=%s addresses=%s", model.name, ",".join(addresses) or private)
+        if around.events is not None:
+            around.events.ready(model.name, addresses or [private])
+
+    def stop_or_kill() -> None:
+        if stop.is_set():
+            supervisor.kill()
+        stop.set()
+
+    async with Probe(private) as probe:
+        supervisor = Supervisor(children, probe, around.output, announce, around.timing)
+        for number in _STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, stop_or_kill)
+        await supervisor.run(stop)
+
+
+async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -> ModelSource | None:
+    """Resolve the model; None if told to stop first, which a download cannot hold up."""
+    with _scratch_dir(around.cache_dir) as scratch_dir:
+        resolving = _in_daemon_thread(
+            lambda: resolve_model(spec, around.cache_dir, scratch_dir, around.output.progress)
+        )
+        stopping = asyncio.ensure_future(stop.wait())
+        waiting: set[asyncio.Future[Any]] = {resolving, stopping}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        around.output.end_progress()
+        return None if stop.is_set() else resolving.result()
+
+
+@contextmanager
+def _scratch_dir(cache_dir: Path) -> Iterator[Path]:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_dir))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _in_daemon_thread(work: Callable[[], _Result]) -> "asyncio.Future[_Result]":
+    """Run blocking work in a thread that does not hold up the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def run() -> None:
+        # The loop is closed, and nobody waits any more, if the service was stopped meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_outcome(work, future))
+
+    threading.Thread(target=run, name="resolve-model", daemon=True).start()
+    return future
+
+
+def _outcome(work: Callable[[], _Result], future: "asyncio.Future[_Result]") -> Callable[[], None]:
+    """Do the work here; gives what settles the future in its own thread."""
+    try:
+        result = work()
+    except Exception as error:
+        return partial(future.set_exception, error)
+    return partial(future.set_result, result)

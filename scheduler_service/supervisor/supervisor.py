@@ -1,0 +1,139 @@
+"""The watch over a service's processes: start all, restart what dies, give up when that is hopeless, end all."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler_service.supervisor.child import Child, ChildSpec
+from scheduler_service.supervisor.errors import ServiceError
+from scheduler_service.supervisor.output import Output
+from scheduler_service.supervisor.probe import Probe
+from scheduler_service.supervisor.restart_policy import RestartCounter, RestartPolicy
+
+logger = logging.getLogger(__name__)
+
+_STARTING_POLL_S = 0.1
+_READY_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient the supervisor is."""
+
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    grace_s: float = 10.0
+
+
+class Supervisor:
+    """Runs the processes of one service until told to stop.
+
+    Args:
+        specs: the processes.
+        probe: asks the first gateway about the engine.
+        output: where the processes' lines and the start's progress go.
+        on_ready: called once, with the public addresses, when the service first can take requests.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ChildSpec],
+        probe: Probe,
+        output: Output,
+        on_ready: Callable[[list[str]], None],
+        timing: Timing,
+    ) -> None:
+        self._specs = specs
+        self._probe = probe
+        self._output = output
+        self._on_ready = on_ready
+        self._timing = timing
+        self._children: dict[str, Child] = {}
+        self._working: set[Child] = set()
+        self._was_ready = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set; all processes are gone on return.
+
+        Raises:
+            ServiceError: a process failed for good.
+        """
+        tasks = [self._task(stop.wait()), self._task(self._watch_engine())]
+        tasks += [self._task(self._keep_running(spec)) for spec in self._specs]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._output.end_progress()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    def kill(self) -> None:
+        """SIGKILL to every process: for someone who asks a second time."""
+        for child in self._children.values():
+            child.kill()
+
+    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return asyncio.create_task(work)
+
+    async def _keep_running(self, spec: ChildSpec) -> None:
+        counter = RestartCounter(self._timing.restart)
+        is_first = True
+        while True:
+            child = self._children[spec.name] = Child(spec, self._output.line)
+            status = await child.run(self._timing.grace_s)
+            how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+            if is_first and status > 0 and not self._was_ready:
+                raise ServiceError(f"{spec.name} cannot start: {child.last_line or how}")
+            delay_s = counter.next_delay_s(child in self._working)
+            self._working.discard(child)
+            if delay_s is None:
+                raise ServiceError(
+                    f"{spec.name} failed {counter.num_failures} times in a row, the last time with {how}: "
+                    f"{child.last_line or 'it said nothing'}"
+                )
+            logger.warning("child died name=%s how=%r restart_in_s=%.1f", spec.name, how, delay_s)
+            is_first = False
+            await asyncio.sleep(delay_s)
+
+    async def _watch_engine(self) -> None:
+        was_ready = False
+        while True:
+            is_ready = self._gateways_announced() and await self._is_engine_ready()
+            if is_ready:
+                self._note_working()
+            if is_ready != was_ready:
+                self._note_change(is_ready)
+                was_ready = is_ready
+            await asyncio.sleep(_READY_POLL_S if is_ready else _STARTING_POLL_S)
+
+    async def _is_engine_ready(self) -> bool:
+        report = await self._probe.ask()
+        if report is not None and not report.is_ready and not self._was_ready:
+            self._output.progress(report.stage, report.done, report.total)
+        return report is not None and report.is_ready
+
+    def _note_working(self) -> None:
+        oldest_start_s = time.monotonic() - self._timing.restart.min_uptime_s
+        self._working.update(child for child in self._children.values() if child.started_s <= oldest_start_s)
+
+    def _note_change(self, is_ready: bool) -> None:
+        if not is_ready:
+            logger.warning("service not ready")
+            return
+        logger.info("service ready")
+        self._output.end_progress()
+        if not self._was_ready:
+            self._was_ready = True
+            self._on_ready(self._addresses())
+
+    def _gateways_announced(self) -> bool:
+        return len(self._children) == len(self._specs) and all(c.has_announced for c in self._children.values())
+
+    def _addresses(self) -> list[str]:
+        """Public addresses; each gateway announces its private socket first."""
+        return [address for child in self._children.values() for address in child.addresses[1:]]

@@ -1,0 +1,254 @@
+"""Does the supervisor start, restart and end real processes, whatever happens to them or to itself?"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pagewire_client import Client
+
+ROOT = Path(__file__).parents[2]
+
+
+class Service:
+    """A supervisor process over fake children, or over the real ones if `children` is None."""
+
+    def __init__(self, folder: Path, children: list[list[str]] | None, *flags: str, **environment: str) -> None:
+        self.folder = folder
+        self.run_dir = folder / "run"
+        self._read_fd, event_fd = os.pipe()
+        module = ["scheduler_service.supervisor"] if children is None else ["tests.fakes.supervised"]
+        command = [sys.executable, "-m", *module, *([] if children is None else [json.dumps(children)])]
+        command += ["--run-dir", str(self.run_dir), "--event-fd", str(event_fd), *flags]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            pass_fds=[event_fd],
+            stderr=(folder / "stderr").open("w"),
+            env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), **environment},
+        )
+        os.close(event_fd)
+        self._events = os.fdopen(self._read_fd)
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def next_event(self) -> dict:
+        """The next line of the event pipe; empty once the supervisor is gone."""
+        return json.loads(self._events.readline() or "{}")
+
+    def processes(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def abandon(self) -> None:
+        """Close the event pipe, as the death of the program that started the supervisor does."""
+        self._events.close()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if not self._events.closed:
+            self._events.close()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Give a function that starts a supervisor; whatever is left of it dies at the end."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    services = []
+
+    def start_service(children, *flags, **environment):
+        services.append(Service(tmp_path, children, "--model", str(model), *flags, **environment))
+        return services[-1]
+
+    yield start_service
+    for service in services:
+        service.close()
+
+
+def pids(path: Path, count: int = 1, limit_s: float = 20.0) -> list[int]:
+    """Pids of all starts of a fake child, once there are that many."""
+    wait_for(lambda: path.exists() and len(path.read_text().split()) >= count, limit_s)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def wait_for(condition, limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def assert_gone(processes: list[psutil.Process], limit_s: float = 5.0) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=limit_s)
+    assert alive == []
+
+
+def test_ready_event_tells_where_requests_go(start):
+    service = start([], "--listen", "127.0.0.1:0", "--model-name", "tiny")
+    event = service.next_event()
+    assert (event["event"], event["model"]) == ("ready", "tiny")
+    with Client(event["addresses"][0]) as client:
+        assert client.generate("x").text == "t0 t1 t2 "
+
+
+def test_without_an_address_a_private_socket_is_served(start):
+    service = start([])
+    (address,) = service.next_event()["addresses"]
+    assert address.startswith(f"unix:{service.run_dir}/")
+    assert Path(address.removeprefix("unix:")).parent.stat().st_mode & 0o777 == 0o700
+    with Client(address) as client:
+        assert client.generate("x").text == "t0 t1 t2 "
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_signal_ends_everything_with_status_0(start, tmp_path, number):
+    service = start([["--pids", str(tmp_path / "a")], ["--pids", str(tmp_path / "b")]])
+    service.next_event()
+    processes = service.processes()
+    assert len(processes) == 3
+    service.process.send_signal(number)
+    assert service.process.wait(timeout=10) == 0
+    assert_gone(processes, limit_s=0)
+    assert list(service.run_dir.iterdir()) == []
+
+
+def test_a_stop_signal_during_the_start_ends_everything(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a")]])
+    (pid,) = pids(tmp_path / "a")
+    processes = [*service.processes(), psutil.Process(pid)]
+    service.process.terminate()
+    assert service.process.wait(timeout=10) == 0
+    assert_gone(processes, limit_s=0)
+
+
+def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.3")
+    service.next_event()
+    processes = service.processes()
+    service.process.terminate()
+    assert service.process.wait(timeout=10) == 0
+    assert_gone(processes, limit_s=0)
+    assert "ignores SIGTERM" in service.stderr
+
+
+def test_a_second_stop_signal_kills_at_once(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "60")
+    service.next_event()
+    service.process.terminate()
+    wait_for(lambda: len(service.processes()) == 1)
+    service.process.terminate()
+    assert service.process.wait(timeout=10) == 0
+
+
+def test_no_child_survives_a_killed_supervisor(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"], ["--pids", str(tmp_path / "b")]])
+    service.next_event()
+    processes = service.processes()
+    assert len(processes) == 3
+    service.process.kill()
+    assert_gone(processes)
+
+
+def test_the_service_ends_with_the_program_that_started_it(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a")]])
+    service.next_event()
+    processes = service.processes()
+    service.abandon()
+    assert service.process.wait(timeout=10) == 0
+    assert_gone(processes, limit_s=0)
+
+
+def test_a_killed_child_is_started_again(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a")]])
+    service.next_event()
+    (first,) = pids(tmp_path / "a")
+    os.kill(first, signal.SIGKILL)
+    second = pids(tmp_path / "a", count=2)[1]
+    assert psutil.pid_exists(second)
+    assert service.process.poll() is None
+    assert "child died name=child-0" in service.stderr
+
+
+def test_a_killed_gateway_is_started_again(start):
+    service = start([], "--listen", "127.0.0.1:0")
+    service.next_event()
+    (gateway,) = service.processes()
+    gateway.kill()
+    wait_for(lambda: [p.pid for p in service.processes()] not in ([], [gateway.pid]))
+    wait_for(lambda: service.stderr.count("service ready") == 2)
+    assert service.process.poll() is None
+
+
+def test_a_failure_at_the_first_start_ends_the_service_with_its_last_line(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--fail", "weights.gguf is truncated: fetch it again"]])
+    event = service.next_event()
+    assert event == {"event": "failed", "detail": "child-0 cannot start: weights.gguf is truncated: fetch it again"}
+    assert service.process.wait(timeout=10) == 1
+    assert service.stderr.splitlines()[-1] == f"pagewire: {event['detail']}"
+    assert len(pids(tmp_path / "a")) == 1
+    assert list(service.run_dir.iterdir()) == []
+
+
+def test_a_child_that_fails_again_and_again_is_given_up(start, tmp_path):
+    service = start(
+        [["--pids", str(tmp_path / "a"), "--fail", "out of memory", "--fail-after", "1"]], "--max-restarts", "2"
+    )
+    service.next_event()
+    os.kill(pids(tmp_path / "a")[0], signal.SIGKILL)
+    event = service.next_event()
+    assert event["event"] == "failed"
+    assert "child-0 failed 3 times in a row" in event["detail"]
+    assert "out of memory" in event["detail"]
+    assert service.process.wait(timeout=10) == 1
+
+
+def test_lines_of_children_carry_their_name(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a")]])
+    service.next_event()
+    assert "child-0    | start 1\n" in service.stderr
+
+
+def test_progress_is_plain_lines_off_a_terminal(start):
+    service = start([])
+    service.next_event()
+    assert "loading weights: " in service.stderr
+    assert "\x1b" not in service.stderr
+
+
+def test_a_port_in_use_is_one_clear_line(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        service = start(None, "--listen", address)
+        assert service.process.wait(timeout=20) == 1
+    assert service.stderr.splitlines() == [
+        f"pagewire: cannot listen on {address}: Address already in use; "
+        "stop the process that holds it or choose another port"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("/no/such/model.gguf", "there is no model at /no/such/model.gguf"),
+        ("not a model", "'not a model' is no model"),
+        ("org/name", "cannot fetch org/name from the Hub"),
+    ],
+)
+def test_a_missing_model_is_one_clear_line(start, tmp_path, spec, message):
+    service = start(None, "--model", spec, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert service.process.wait(timeout=20) == 1
+    (line,) = service.stderr.splitlines()
+    assert line.startswith(f"pagewire: {message}")

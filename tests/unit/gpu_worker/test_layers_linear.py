@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 METHODS = [
     (PlainLinearMethod(torch.float32), 2e-6),
     (OneDnnLinearMethod(), 2e-6),
-    (FbgemmLinearMethod(), 6e-4),
+    (FbgemmLinearMethod(), 5e-4),
 ]
 
 
@@ -36,8 +36,9 @@ def test_pack_multiplies(
             found = multiply(x)
             assert found.shape == expected.shape
             assert found.dtype == torch.float32
-            if num_tokens:
-                assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+            # Rounding a weight errs by at most 2^-11 of it in float16, so the sum errs by that of its absolute terms.
+            bound = x.double().abs() @ weight.double().abs().T + bias.double().abs()
+            assert bool(((found - expected).abs() <= tolerance * bound).all())
 
 
 @pytest.mark.parametrize("method", [OneDnnLinearMethod(), FbgemmLinearMethod()])

@@ -30,4 +30,4 @@ class RestartCounter:
         self.num_failures = 0 if worked else self.num_failures + 1
         if self.num_failures > self._policy.max_restarts:
             return None
-        return min(self._policy.initial_backoff_s * 2.0**self.num_failures, self._policy.max_backoff_s)
+        return min(self._policy.initial_backoff_s * 2.0 ** max(self.num_failures - 1, 0), self._policy.max_backoff_s)

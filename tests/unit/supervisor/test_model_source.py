@@ -1,0 +1,64 @@
+"""Does a model spec lead to the right files, and a wrong one to a line that says what to do?"""
+
+import pytest
+
+from scheduler_service.supervisor.errors import ServiceError
+from scheduler_service.supervisor.model_source import resolve_model
+
+
+@pytest.fixture
+def resolve(tmp_path, monkeypatch):
+    """Resolve a spec offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return lambda spec: resolve_model(str(spec), tmp_path / "cache", tmp_path / "scratch", lambda *_: None)
+
+
+def test_a_gguf_file_is_taken_as_it_is(resolve, tmp_path):
+    (tmp_path / "tiny.Q4_1.gguf").write_bytes(b"GGUF....")
+    source = resolve(tmp_path / "tiny.Q4_1.gguf")
+    assert (source.path, source.name) == (tmp_path / "tiny.Q4_1.gguf", "tiny.Q4_1")
+
+
+def test_a_directory_is_taken_as_it_is(resolve, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    source = resolve(f"{tmp_path}/tiny/")
+    assert (source.path, source.name) == (tmp_path / "tiny", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.gguf", b"", "is empty"),
+        ("a.gguf", b"PK\x03\x04", "is not a GGUF file"),
+        ("a.txt", b"hello", "is not a GGUF"),
+    ],
+)
+def test_another_file_is_refused(resolve, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ServiceError, match=message):
+        resolve(tmp_path / name)
+
+
+def test_a_directory_without_config_is_refused(resolve, tmp_path):
+    with pytest.raises(ServiceError, match=r"config\.json"):
+        resolve(tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["/no/model", "./model.gguf", "model.gguf", "~/no-such-model", "a/b/c/d"])
+def test_a_path_that_does_not_exist_is_named(resolve, spec):
+    with pytest.raises(ServiceError, match=f"there is no model at {spec}: check the path"):
+        resolve(spec)
+
+
+@pytest.mark.parametrize("spec", ["org/name", "org/name/file.gguf"])
+def test_a_hub_id_offline_says_what_to_do(resolve, spec):
+    with pytest.raises(ServiceError, match=r"cannot fetch org/name from the Hub .* give their directory as --model"):
+        resolve(spec)
+
+
+@pytest.mark.parametrize("spec", ["", "two words", "name-alone", "a//b"])
+def test_nonsense_is_refused(resolve, spec):
+    with pytest.raises(ServiceError, match=r"is no model: give a GGUF file|no config"):
+        resolve(spec)

@@ -1,0 +1,72 @@
+"""Restart policy, run directory and preflight checks: do the small rules hold?"""
+
+import socket
+import stat
+
+import pytest
+
+from scheduler_service.supervisor import preflight
+from scheduler_service.supervisor.errors import ServiceError
+from scheduler_service.supervisor.restart_policy import RestartCounter, RestartPolicy
+from scheduler_service.supervisor.run_dir import private_run_dir
+
+
+def test_restarts_wait_longer_and_longer_and_end():
+    counter = RestartCounter(RestartPolicy(initial_backoff_s=1.0, max_backoff_s=5.0, max_restarts=4))
+    assert [counter.next_delay_s(worked=False) for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, None]
+
+
+def test_a_start_that_worked_forgives_earlier_failures():
+    counter = RestartCounter(RestartPolicy(initial_backoff_s=1.0, max_restarts=2))
+    for _ in range(5):
+        assert counter.next_delay_s(worked=False) == 1.0
+        assert counter.next_delay_s(worked=False) == 2.0
+        assert counter.next_delay_s(worked=True) == 1.0
+
+
+def test_run_dir_is_private_and_removed(tmp_path):
+    with private_run_dir(tmp_path / "new") as path:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        (path / "a.sock").touch()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_run_dir_too_long_for_sockets_is_refused(tmp_path):
+    with pytest.raises(ServiceError, match="too long"), private_run_dir(tmp_path / ("x" * 100)):
+        pass
+
+
+def test_run_dir_in_a_long_temporary_directory_falls_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 100)))
+    with private_run_dir(None) as path:
+        assert str(path).startswith("/tmp/pagewire-")
+
+
+def test_run_dir_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ServiceError, match=r"cannot make a run directory in .*file"),
+        private_run_dir(tmp_path / "file"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["", "50051", "host", "host:", "host:x", ":1", "host:99999"])
+def test_malformed_addresses_are_refused(address):
+    with pytest.raises(ServiceError, match="no address to listen on"):
+        preflight.check_addresses([address])
+
+
+def test_a_free_address_passes_and_a_taken_one_does_not():
+    preflight.check_addresses(["127.0.0.1:0", "unix:/tmp/x.sock"])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ServiceError, match="Address already in use"):
+            preflight.check_addresses([f"127.0.0.1:{taken.getsockname()[1]}"])
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(preflight, "_NEEDED_MODULES", ("zmq", "no_such_module"))
+    with pytest.raises(ServiceError, match=r"no_such_module are not installed: pip install 'pagewire\[all\]'"):
+        preflight.check_packages()

@@ -1,0 +1,80 @@
+"""Runs a gateway process: `python -m scheduler_service.gateway --help`."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from scheduler_service.gateway.config import DEFAULT_MAX_MESSAGE_BYTES, GatewayConfig
+from scheduler_service.gateway.exceptions import ModelFileError, StartError
+from scheduler_service.gateway.parent_death import die_with_parent
+from scheduler_service.gateway.served_model import read_served_model
+from scheduler_service.gateway.server import serve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGINT or SIGTERM. Returns the exit code."""
+    parser = _parser()
+    flags = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    if flags.die_with_parent:
+        die_with_parent()
+    try:
+        config = GatewayConfig(
+            model=flags.model,
+            model_name=flags.model_name,
+            scheduler_address=flags.scheduler_address,
+            listen=tuple(flags.listen),
+            max_message_bytes=flags.max_message_bytes,
+            trust_request_chat_template=flags.trust_request_chat_template,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        asyncio.run(_run(config))
+    except (ModelFileError, StartError) as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run(config: GatewayConfig) -> None:
+    model = read_served_model(config.model, config.model_name)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def request_stop(number: int) -> None:
+        stop.set()
+        # A second signal ends the process at once.
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, request_stop, number)
+    await serve(config, model, stop, on_listening=_announce)
+
+
+def _announce(address: str) -> None:
+    print(f"gateway listening address={address}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m scheduler_service.gateway", description="The Pagewire gateway.")
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="GGUF file, or directory with tokenizer.json")
+    add("--model-name", required=True, help="name that requests use")
+    add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
+    add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
+    add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
+    add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
+    add("--die-with-parent", action="store_true", help="stop when the parent process ends")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""How is a listen address bound, and what is said when it cannot be?"""
+
+import socket
+from pathlib import Path
+
+import grpc
+
+from scheduler_service.gateway.exceptions import StartError
+
+_UNIX_PREFIX = "unix:"
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Bind "host:port" or "unix:/path". Returns the address with the port that was taken.
+
+    Raises:
+        StartError: it is not an address, or in use.
+    """
+    if address.startswith(_UNIX_PREFIX):
+        _check_unix_path(address)
+        _add_port(server, address)
+        return address
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit():
+        raise StartError(f"--listen {address}: is neither HOST:PORT nor unix:/path")
+    return f"{host}:{_add_port(server, address)}"
+
+
+def _add_port(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: it is in use or not ours; choose another address") from error
+    if port == 0:
+        raise StartError(f"cannot listen on {address}: it is in use or not ours; choose another address")
+    return port
+
+
+def _check_unix_path(address: str) -> None:
+    """gRPC takes over a socket file that exists, even one that another server is using: find out first."""
+    path = Path(address.removeprefix(_UNIX_PREFIX))
+    if not path.parent.is_dir():
+        raise StartError(f"cannot listen on {address}: the directory {path.parent} does not exist")
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise StartError(f"cannot listen on {address}: another server uses it; choose another path")

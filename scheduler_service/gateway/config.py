@@ -1,0 +1,32 @@
+"""What can be set for a gateway process?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Settings of one gateway process.
+
+    `model` is a GGUF file or a model directory; `model_name` what requests call it. `listen` are gRPC addresses
+    ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one.
+    """
+
+    model: Path
+    model_name: str
+    scheduler_address: str
+    listen: tuple[str, ...]
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    num_tokenizer_threads: int = 2
+    stop_grace_s: float = 5.0
+    trust_request_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            raise ValueError("--listen: give at least one address")
+        if self.max_message_bytes < 1:
+            raise ValueError(f"--max-message-bytes: {self.max_message_bytes} is below 1")
+        if not self.model_name:
+            raise ValueError("--model-name: is empty")

@@ -1,0 +1,125 @@
+"""How does a Generate request become a Generation? Every field is checked; nothing is ignored."""
+
+import time
+from collections.abc import Sequence
+
+from pagewire.ipc.requests import Limits, ModelInfo
+from pagewire.v1 import generate_pb2
+from scheduler_service.gateway import validation
+from scheduler_service.gateway.exceptions import InvalidArgumentError
+from scheduler_service.gateway.generation import Generation, int32_array
+from scheduler_service.gateway.prompts import PromptReader
+
+
+async def to_generation(
+    request: generate_pb2.GenerateRequest,
+    *,
+    prompts: PromptReader,
+    model: ModelInfo,
+    limits: Limits,
+    time_remaining_s: float | None,
+) -> Generation:
+    """Check a request and gather all it asks for.
+
+    Args:
+        request: as it arrived, its model name checked already.
+        prompts: tokenizes the prompt.
+        model: the loaded model.
+        limits: what the engine can run.
+        time_remaining_s: until the call's deadline; None if it has none.
+    Raises:
+        RequestError: the request cannot be served; the message names the field.
+    """
+    validation.check_served(request)
+    is_resumed = request.HasField("resume")
+    stopping, output = request.stopping, request.output
+    request_id = validation.check_request_id(request)
+    sampling = validation.check_sampling(
+        request.sampling, model.vocab_size, request.resume.seed if is_resumed else None
+    )
+    received_ids = request.resume.received_token_ids
+    validation.check_token_ids(received_ids, model.vocab_size, "resume.received_token_ids")
+    stop_texts = validation.check_stop_texts(stopping.stop)
+    stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
+    priority = validation.check_priority(request.priority)
+    prompt_ids = await _prompt_ids(request, prompts, model)
+    max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
+    if len(received_ids) > max_tokens:
+        raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")
+    return Generation(
+        request_id=request_id,
+        prompt_ids=int32_array(prompt_ids),
+        received_ids=int32_array(received_ids),
+        sampling=sampling,
+        max_tokens=max_tokens,
+        min_tokens=_min_tokens(stopping, max_tokens),
+        stop_token_ids=stop_token_ids,
+        end_token_ids=frozenset(stop_token_ids if stopping.ignore_eos else stop_token_ids + model.eos_token_ids),
+        ignore_eos=stopping.ignore_eos,
+        priority=priority,
+        cache_salt=request.cache_salt,
+        deadline_s=None if time_remaining_s is None else time.time() + time_remaining_s,
+        stop_texts=stop_texts,
+        include_stop=stopping.include_stop,
+        skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
+        sends_text=not output.token_ids_only,
+    )
+
+
+async def _prompt_ids(request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo) -> Sequence[int]:
+    kind = request.WhichOneof("prompt")
+    token_ids: Sequence[int]
+    if kind == "text":
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        token_ids = await prompts.read_text(request.text, add_special_tokens=special)
+    elif kind == "chat":
+        token_ids = await prompts.read_chat(request.chat)
+    elif kind == "token_ids":
+        token_ids = request.token_ids.ids
+        validation.check_token_ids(token_ids, model.vocab_size, "token_ids.ids")
+    else:
+        raise InvalidArgumentError("prompt", "is missing: set one of text, token_ids and chat")
+    if not token_ids:
+        raise InvalidArgumentError(kind, "is an empty prompt: it must have at least one token")
+    return _truncated(request, token_ids)
+
+
+def _truncated(request: generate_pb2.GenerateRequest, token_ids: Sequence[int]) -> Sequence[int]:
+    if not request.HasField("truncate_prompt_tokens"):
+        return token_ids
+    if request.truncate_prompt_tokens < 1:
+        raise InvalidArgumentError("truncate_prompt_tokens", "is 0, must be at least 1")
+    return token_ids[-request.truncate_prompt_tokens :]
+
+
+def _max_tokens(stopping: generate_pb2.StopConditions, num_prompt_tokens: int, limits: Limits) -> int:
+    """Most output tokens: those asked for, or those that fit."""
+    # The last token is never computed, so it needs no room in the KV cache.
+    cache_tokens = limits.num_blocks * limits.block_size + 1
+    longest = min(limits.max_model_len, cache_tokens)
+    name = "max_model_len" if longest == limits.max_model_len else "the KV cache"
+    if num_prompt_tokens >= longest:
+        raise InvalidArgumentError(
+            "prompt",
+            f"has {num_prompt_tokens} tokens, which leaves no room for output: "
+            f"{name} allows {longest} for prompt and output together",
+        )
+    if not stopping.HasField("max_tokens"):
+        return longest - num_prompt_tokens
+    if stopping.max_tokens < 1:
+        raise InvalidArgumentError("stopping.max_tokens", "is 0, must be at least 1")
+    if num_prompt_tokens + stopping.max_tokens > longest:
+        raise InvalidArgumentError(
+            "stopping.max_tokens",
+            f"is {stopping.max_tokens}, and with {num_prompt_tokens} prompt tokens more than the {longest} "
+            f"that {name} allows for prompt and output together",
+        )
+    return stopping.max_tokens
+
+
+def _min_tokens(stopping: generate_pb2.StopConditions, max_tokens: int) -> int:
+    if stopping.min_tokens > max_tokens:
+        raise InvalidArgumentError(
+            "stopping.min_tokens", f"is {stopping.min_tokens}, must be at most the {max_tokens} of max_tokens"
+        )
+    return stopping.min_tokens

@@ -1,0 +1,79 @@
+"""What can go wrong between a caller and the engine? One exception per kind; `errors.py` maps them to statuses."""
+
+
+class ModelFileError(Exception):
+    """The model's files cannot be read; the message says which file, why, and what to do."""
+
+
+class StartError(Exception):
+    """The gateway cannot start to serve; the message says why and what to do."""
+
+
+class RequestError(Exception):
+    """A request that ends without its result."""
+
+
+class InvalidArgumentError(RequestError):
+    """A field of the request has a value that can never be served.
+
+    Args:
+        field: path of the field in the request message, for example "sampling.top_p".
+        problem: what is wrong with it, and what would be right.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.field = field
+        self.problem = problem
+
+
+class NotServedError(RequestError):
+    """A field of the API that this server does not serve yet."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field} is not served yet: leave it out")
+        self.field = field
+
+
+class UnknownModelError(RequestError):
+    """A model that this server does not have."""
+
+    def __init__(self, name: str, served: str) -> None:
+        super().__init__(f"model {name!r} is not served here: this server has {served!r}")
+        self.name = name
+
+
+class TemplateRefusedError(RequestError):
+    """A chat template sent by a caller, where the server runs only the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "chat.template: this server does not run callers' templates; "
+            "start the gateway with --trust-request-chat-template to allow them"
+        )
+
+
+class NoChatTemplateError(RequestError):
+    """A chat prompt for a model without a chat template."""
+
+    def __init__(self) -> None:
+        super().__init__("the model has no chat template: send text or token ids")
+
+
+class EngineUnavailableError(RequestError):
+    """No engine can run the request now; the same request may succeed later."""
+
+
+class EngineOverloadedError(RequestError):
+    """The engine has more work than it takes; the same request may succeed later."""
+
+
+class DeadlinePassedError(RequestError):
+    """The request's deadline passed before it was complete."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline passed before the completion ended")
+
+
+class SequenceFailedError(RequestError):
+    """The engine gave this request up; others are not affected."""

@@ -1,0 +1,69 @@
+"""How do gRPC calls reach plain async methods? Decodes requests, and turns every exception into a status.
+
+gRPC's own deserializer answers undecodable bytes with INTERNAL or UNKNOWN; here they are the caller's INVALID_ARGUMENT.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from scheduler_service.gateway.errors import abort
+from scheduler_service.gateway.exceptions import InvalidArgumentError
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecodable:
+    """Bytes that are not the message they should be."""
+
+    error: InvalidArgumentError
+
+
+def unary(request_type: type[Request], method: Callable[[Request, Context], Awaitable[Message]]) -> Any:
+    """Handle calls with one response."""
+
+    async def handle(request: Request | _Undecodable, context: Context) -> Message:
+        try:
+            return await method(_decoded(request), context)
+        except Exception as error:
+            await abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(handle, _deserializer(request_type), _serialize)
+
+
+def server_streaming(request_type: type[Request], method: Callable[[Request, Context], Awaitable[None]]) -> Any:
+    """Handle calls whose responses the method writes to the context."""
+
+    async def handle(request: Request | _Undecodable, context: Context) -> None:
+        try:
+            await method(_decoded(request), context)
+        except Exception as error:
+            await abort(context, error)
+
+    return grpc.unary_stream_rpc_method_handler(handle, _deserializer(request_type), _serialize)
+
+
+def _decoded(request: Request | _Undecodable) -> Request:
+    if isinstance(request, _Undecodable):
+        raise request.error
+    return request
+
+
+def _deserializer(request_type: type[Request]) -> Callable[[bytes], Request | _Undecodable]:
+    def deserialize(data: bytes) -> Request | _Undecodable:
+        try:
+            return request_type.FromString(data)
+        except DecodeError as error:
+            problem = f"the request is not a valid {request_type.DESCRIPTOR.name} (are all strings UTF-8?): {error}"
+            return _Undecodable(InvalidArgumentError("", problem))
+
+    return deserialize
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()

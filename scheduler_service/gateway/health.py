@@ -1,0 +1,40 @@
+"""Is this gateway fit for requests? Tells grpc.health.v1 what the scheduler says of the engine."""
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from scheduler_service.gateway.inference_service import SERVICE_NAME
+
+_NAMES = ("", SERVICE_NAME)
+
+
+class HealthReporter:
+    """Serves grpc.health.v1 for the whole server ("") and for the inference service. Begins NOT_SERVING."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._is_serving = False
+        self._changed = asyncio.Event()
+        self._changed.set()
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Report a new state."""
+        self._is_serving = is_serving
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Pass every new state on to the callers who check or watch."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            serving = health_pb2.HealthCheckResponse.SERVING
+            status = serving if self._is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in _NAMES:
+                await self._servicer.set(name, status)
+
+    async def stop(self) -> None:
+        """Report NOT_SERVING from now on."""
+        await self._servicer.enter_graceful_shutdown()

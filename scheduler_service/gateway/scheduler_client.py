@@ -1,0 +1,268 @@
+"""What does the gateway know of its scheduler, and which streams does the scheduler run for it?
+
+Incarnation rules: a frame for another gateway incarnation is dropped; an EngineStatus from a new scheduler incarnation
+replaces the old one, whose streams are lost; any other message from a scheduler that is not the current one is dropped.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from pagewire.ipc.codec import ANY, Codec, ProtocolError, new_incarnation
+from pagewire.ipc.requests import (
+    Abort,
+    EngineState,
+    EngineStatus,
+    GatewayMessage,
+    Hello,
+    Limits,
+    Load,
+    ModelInfo,
+    Rejected,
+    RejectReason,
+    SchedulerMessage,
+    StepTokens,
+)
+from scheduler_service.gateway.exceptions import (
+    EngineOverloadedError,
+    EngineUnavailableError,
+    InvalidArgumentError,
+    RequestError,
+)
+from scheduler_service.gateway.generation import Generation
+from scheduler_service.gateway.scheduler_socket import SchedulerSocket
+from scheduler_service.gateway.stream import Stream
+from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_HELLO_PERIOD_S = 0.25
+# The scheduler reports every second; after this long without a word it is greeted again, then held to be hung.
+_QUIET_AFTER_S = 2.0
+_HUNG_AFTER_S = 10.0
+_ABORT_LINGER_S = 0.2
+_MAX_STREAM_ID = 2**32 - 1
+# Submit field -> field of the public API.
+_PUBLIC_FIELDS = {"token_ids": "prompt", "max_tokens": "stopping.max_tokens"}
+
+
+class SchedulerClient:
+    """The gateway's side of the conversation with one scheduler.
+
+    Args:
+        address: ZeroMQ address of the scheduler's request socket.
+        version: this gateway's version, told in the greeting.
+        tokenizer: turns the streams' tokens into text.
+        on_state_change: called whenever `status.state` has changed.
+    """
+
+    def __init__(self, address: str, version: str, tokenizer: Tokenizer, on_state_change: Callable[[], None]) -> None:
+        self.incarnation = new_incarnation()
+        self.scheduler_incarnation: bytes | None = None
+        self.status = _status(EngineState.STARTING, stage="waiting for the scheduler")
+        self._address = address
+        self._version = version
+        self._tokenizer = tokenizer
+        self._on_state_change = on_state_change
+        self._codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
+        self._streams: dict[int, Stream] = {}
+        self._last_stream_id = 0
+        self._aborts: list[int] = []
+        self._last_heard_s = time.monotonic()
+        self._num_dropped = 0
+        self._socket = SchedulerSocket(address, self._receive, self._disconnected)
+        self._keeper = asyncio.create_task(self._keep_in_touch())
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that the scheduler runs for this gateway."""
+        return len(self._streams)
+
+    def open(self, generation: Generation) -> Stream:
+        """Submit a request. Give the stream back with `close`, however it ends.
+
+        Raises:
+            EngineUnavailableError: nobody can run it now.
+        """
+        self.ready_engine()
+        stream = Stream(self._new_stream_id(), generation, self._tokenizer)
+        if not stream.is_finished:
+            if not self._send(generation.to_submit(stream.stream_id), self.scheduler_incarnation or ANY):
+                raise EngineUnavailableError("the scheduler does not take requests now")
+            self._streams[stream.stream_id] = stream
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """Forget a stream; if the scheduler still runs it, tell it to stop."""
+        if self._streams.pop(stream.stream_id, None) is None:
+            return
+        if not self._aborts:
+            # Callers often leave together: one message for all who leave now.
+            asyncio.get_running_loop().call_soon(self._send_aborts)
+        self._aborts.append(stream.stream_id)
+
+    def ready_engine(self) -> tuple[ModelInfo, Limits]:
+        """What the engine runs, if it can run requests.
+
+        Raises:
+            EngineUnavailableError: it cannot; the message says what it is doing instead.
+        """
+        status = self.status
+        if status.state is EngineState.UNAVAILABLE:
+            raise EngineUnavailableError(f"the engine is unavailable: {status.detail}")
+        if status.state is EngineState.STARTING:
+            progress = f" ({status.done} of {status.total})" if status.total else ""
+            raise EngineUnavailableError(f"the engine is starting: {status.stage or 'loading'}{progress}")
+        assert status.model is not None
+        assert status.limits is not None
+        return status.model, status.limits
+
+    def shut_down(self) -> None:
+        """Stop all streams and close the socket."""
+        self._keeper.cancel()
+        self._aborts.extend(self._streams)
+        self._send_aborts()
+        self._lose_streams("the gateway is shutting down")
+        self._socket.close(linger_s=_ABORT_LINGER_S)
+
+    # ---- frames ---------------------------------------------------------------------------------------------------
+
+    def _receive(self, frames: list[bytes]) -> None:
+        """Take all frames that have arrived, then settle each stream once."""
+        touched: dict[Stream, None] = {}
+        for frame in frames:
+            try:
+                self._take_frame(frame, touched)
+            except ProtocolError as error:
+                self._num_dropped += 1
+                logger.warning("frame from the scheduler dropped error=%s num_dropped=%d", error, self._num_dropped)
+        self._settle(touched)
+
+    def _take_frame(self, frame: bytes, touched: dict[Stream, None]) -> None:
+        envelope = self._codec.decode(frame)
+        message = envelope.message
+        if envelope.recipient != self.incarnation:
+            raise ProtocolError("it is meant for another gateway incarnation")
+        if isinstance(message, EngineStatus):
+            self._take_status(envelope.sender, message)
+        elif envelope.sender != self.scheduler_incarnation:
+            raise ProtocolError("it comes from a scheduler that is not the current one")
+        elif isinstance(message, StepTokens):
+            self._take_tokens(message, touched)
+        elif isinstance(message, Rejected):
+            self._take_rejection(message, touched)
+        self._last_heard_s = time.monotonic()
+
+    def _take_status(self, sender: bytes, status: EngineStatus) -> None:
+        if status.state is EngineState.READY and (status.model is None or status.limits is None):
+            raise ProtocolError("an engine is READY without a model")
+        if sender != self.scheduler_incarnation:
+            logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self._address)
+            self._lose_streams("the scheduler was restarted")
+            self.scheduler_incarnation = sender
+        self._set_status(status)
+
+    def _take_tokens(self, step: StepTokens, touched: dict[Stream, None]) -> None:
+        try:
+            stream_ids = memoryview(step.stream_ids).cast("I")
+            token_ids = memoryview(step.token_ids).cast("i")
+        except TypeError as error:
+            raise ProtocolError(f"an array of a step is not one of 32-bit integers: {error}") from error
+        if len(stream_ids) != len(token_ids):
+            raise ProtocolError(f"a step has {len(stream_ids)} streams and {len(token_ids)} tokens")
+        streams = self._streams
+        for stream_id, token_id in zip(stream_ids, token_ids, strict=True):
+            # Streams that were aborted still get the tokens that were on their way.
+            if (stream := streams.get(stream_id)) is not None:
+                stream.push(token_id)
+                touched[stream] = None
+        for ended in step.ended:
+            if (stream := streams.pop(ended.stream_id, None)) is not None:
+                stream.end(ended)
+                touched[stream] = None
+
+    def _take_rejection(self, rejected: Rejected, touched: dict[Stream, None]) -> None:
+        if (stream := self._streams.pop(rejected.stream_id, None)) is not None:
+            stream.fail(_rejection(rejected))
+            touched[stream] = None
+
+    def _settle(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
+            try:
+                stream.look_for_stop()
+            except Exception as error:
+                # A fault in one stream's text must not reach the others; its own caller is told.
+                stream.fail(error)
+            stream.wake()
+            if stream.is_finished:
+                self.close(stream)
+
+    # ---- the scheduler's presence ---------------------------------------------------------------------------------
+
+    async def _keep_in_touch(self) -> None:
+        while True:
+            quiet_s = time.monotonic() - self._last_heard_s
+            if self.scheduler_incarnation is None or quiet_s > _QUIET_AFTER_S:
+                self._send(Hello(self._version), ANY)
+            if self.scheduler_incarnation is not None and quiet_s > _HUNG_AFTER_S:
+                self._set_status(_status(EngineState.UNAVAILABLE, detail=f"the scheduler at {self._address} is silent"))
+            self._send_aborts()
+            await asyncio.sleep(_HELLO_PERIOD_S)
+
+    def _disconnected(self) -> None:
+        if self.scheduler_incarnation is None:
+            return
+        logger.warning("scheduler lost incarnation=%s address=%s", self.scheduler_incarnation.hex(), self._address)
+        self._lose_streams("the scheduler is gone")
+        self.scheduler_incarnation = None
+        self._set_status(_status(EngineState.UNAVAILABLE, detail=f"no scheduler answers at {self._address}"))
+
+    def _lose_streams(self, reason: str) -> None:
+        """The scheduler that ran them does so no more: end every stream in a way that its caller can resume.
+
+        This is the one place where a stream outlives its scheduler, so resubmitting belongs here.
+        """
+        streams = list(self._streams.values())
+        self._streams.clear()
+        self._aborts.clear()
+        for stream in streams:
+            stream.fail(EngineUnavailableError(f"{reason}: send the request again or resume it"))
+        self._settle(streams)
+
+    def _set_status(self, status: EngineStatus) -> None:
+        changed = status.state is not self.status.state
+        self.status = status
+        if changed:
+            logger.info("engine state=%s detail=%s", status.state.name, status.detail)
+            self._on_state_change()
+
+    # ---- sending --------------------------------------------------------------------------------------------------
+
+    def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
+        return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
+
+    def _send_aborts(self) -> None:
+        if self._aborts and self._send(Abort(tuple(self._aborts)), self.scheduler_incarnation or ANY):
+            self._aborts.clear()
+
+    def _new_stream_id(self) -> int:
+        while True:
+            self._last_stream_id = self._last_stream_id % _MAX_STREAM_ID + 1
+            if self._last_stream_id not in self._streams:
+                return self._last_stream_id
+
+
+def _status(state: EngineState, *, stage: str = "", detail: str = "") -> EngineStatus:
+    """What is known without a word from the scheduler."""
+    return EngineStatus(state, None, None, Load(0, 0, 0), stage, 0, 0, detail)
+
+
+def _rejection(rejected: Rejected) -> RequestError:
+    match rejected.reason:
+        case RejectReason.INVALID:
+            return InvalidArgumentError(_PUBLIC_FIELDS.get(rejected.field, rejected.field), rejected.message)
+        case RejectReason.OVERLOADED:
+            return EngineOverloadedError(rejected.message)
+        case RejectReason.UNAVAILABLE:
+            return EngineUnavailableError(rejected.message)

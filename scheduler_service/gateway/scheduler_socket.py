@@ -1,0 +1,118 @@
+"""How do frames travel between this gateway's event loop and its scheduler? A ZeroMQ DEALER read without threads.
+
+ZeroMQ's file descriptor tells that something changed, not that a message waits, and tells it once: after every send and
+every receive the socket's own event flags must be looked at again.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+from scheduler_service.gateway.exceptions import StartError
+
+_MAX_FRAME_BYTES = 64 << 20
+# Frames taken before other work of the event loop gets its turn.
+_MAX_FRAMES_PER_TURN = 256
+_HEARTBEAT_PERIOD_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 10_000
+_MAX_RECONNECT_DELAY_MS = 500
+
+_Socket = zmq.Socket[bytes]
+
+
+class SchedulerSocket:
+    """A DEALER socket on the running event loop. Frames of several parts are dropped: no message of ours has them.
+
+    Args:
+        address: ZeroMQ address to connect to; nobody needs to be there yet.
+        on_frames: called with all frames that have arrived, in order.
+        on_disconnect: called when the peer is gone, after the last of its frames.
+    Raises:
+        StartError: the address is not one.
+    """
+
+    def __init__(
+        self, address: str, on_frames: Callable[[list[bytes]], None], on_disconnect: Callable[[], None]
+    ) -> None:
+        self._on_frames = on_frames
+        self._on_disconnect = on_disconnect
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[_Socket] = zmq.Context()
+        self._socket = _dealer(self._context)
+        self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise StartError(
+                f"cannot connect to the scheduler at {address!r}: {error.strerror}; "
+                "give an address such as ipc:///run/pagewire/requests.sock"
+            ) from error
+        for socket, callback in ((self._socket, self._read), (self._monitor, self._read_monitor)):
+            self._loop.add_reader(socket.fileno(), callback)
+            self._loop.call_soon(callback)
+
+    def send(self, frame: bytes) -> bool:
+        """Send without waiting. False: nobody is connected, or the peer does not read."""
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        finally:
+            self._look_again()
+        return True
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close; frames that were sent may take up to `linger_s` to leave."""
+        for socket in (self._socket, self._monitor):
+            self._loop.remove_reader(socket.fileno())
+        self._socket.disable_monitor()
+        self._context.destroy(linger=round(linger_s * 1000))
+
+    def _read(self) -> None:
+        if self._socket.closed:
+            return
+        frames = []
+        for _ in range(_MAX_FRAMES_PER_TURN):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            frames.append(parts[0] if len(parts) == 1 else b"")
+        if frames:
+            self._on_frames(frames)
+        self._look_again()
+
+    def _read_monitor(self) -> None:
+        if self._monitor.closed:
+            return
+        is_gone = False
+        while _can_receive(self._monitor):
+            self._monitor.recv_multipart(zmq.NOBLOCK)
+            is_gone = True
+        if is_gone:
+            self._read()
+            self._on_disconnect()
+
+    def _look_again(self) -> None:
+        if not self._socket.closed and _can_receive(self._socket):
+            self._loop.call_soon(self._read)
+
+
+def _can_receive(socket: _Socket) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _dealer(context: "zmq.Context[_Socket]") -> _Socket:
+    socket: _Socket = context.socket(zmq.DEALER)
+    # Send only to a peer that is there, and keep every token that it sends.
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_PERIOD_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_DELAY_MS)
+    return socket

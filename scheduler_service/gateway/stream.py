@@ -1,0 +1,193 @@
+"""What has arrived for one open stream and was not sent yet?
+
+Tokens pool here while the caller's reader is slow; each `next` takes all that are there. Tokens wait as int32 and
+become text only when they are taken, so a caller who never reads costs four bytes a token. A stream with stop texts
+decodes at once instead: the engine must learn of the stop though nobody reads.
+"""
+
+import asyncio
+from array import array
+from dataclasses import dataclass
+
+from pagewire.ipc.requests import Ended, EndReason
+from scheduler_service.gateway.exceptions import DeadlinePassedError, SequenceFailedError
+from scheduler_service.gateway.generation import Generation, int32_array
+from scheduler_service.gateway.output_text import OutputText
+from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
+
+# Bounds the work between two looks at other streams, and the size of one message.
+_MAX_TOKENS_PER_OUTPUT = 4096
+# A str object costs 50 bytes whatever its length: pieces that nobody takes are joined at this number.
+_MAX_TEXT_PIECES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a stream ended: by a stop text, by a stop token, or, without either, because its length was reached."""
+
+    stop_text: str | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """News of a stream: tokens, their text, and in the last one how the stream ended."""
+
+    token_ids: "array[int]"
+    text: str
+    finish: Finish | None
+
+
+class Stream:
+    """One request whose events have not all been sent.
+
+    Tokens go  push -> (arrived) -> decode -> (decoded) -> next.
+
+    Args:
+        stream_id: names the stream between this gateway and the scheduler.
+        generation: the request. Tokens that its caller has already are not given out again; what follows them is.
+        tokenizer: turns tokens into text.
+    """
+
+    def __init__(self, stream_id: int, generation: Generation, tokenizer: Tokenizer) -> None:
+        self.stream_id = stream_id
+        self.generation = generation
+        self.num_output_tokens = 0
+        needs_text = generation.sends_text or bool(generation.stop_texts)
+        self._text = OutputText(generation, tokenizer) if needs_text else None
+        self._arrived = int32_array()
+        self._decoded = int32_array()
+        self._decoded_text: list[str] = []
+        self._ended: Ended | None = None
+        self._finish: Finish | None = None
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._replay()
+
+    # ---- what the scheduler says ----------------------------------------------------------------------------------
+
+    def push(self, token_id: int) -> None:
+        """The next token arrived."""
+        self._arrived.append(token_id)
+
+    def end(self, ended: Ended) -> None:
+        """No token follows those that arrived."""
+        self._ended = ended
+
+    def fail(self, error: Exception) -> None:
+        """The stream ends with an error once what has arrived is taken."""
+        self._error = error
+
+    def look_for_stop(self) -> None:
+        """Find the stop text that the tokens which arrived may complete; `is_finished` tells whether they do."""
+        if self._text is not None and self._text.looks_for_stops:
+            self._decode(len(self._arrived))
+
+    def wake(self) -> None:
+        """Let the reader have the news."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is known how the stream ends (the scheduler may not know it yet)."""
+        return self._finish is not None or self._ended is not None or self._error is not None
+
+    # ---- what the caller gets -------------------------------------------------------------------------------------
+
+    async def next(self) -> Output:
+        """Wait for news and take all of it.
+
+        Raises:
+            RequestError: the stream ended without its completion.
+        """
+        if not self._has_news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._take()
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._arrived or self._decoded) or self.is_finished
+
+    def _take(self) -> Output:
+        if self._finish is None:
+            self._decode(_MAX_TOKENS_PER_OUTPUT)
+        if self._error is not None and not self._decoded:
+            raise self._error
+        output = Output(self._decoded, "".join(self._decoded_text), self._finish)
+        self._decoded = int32_array()
+        self._decoded_text = []
+        return output
+
+    # ---- tokens become text ---------------------------------------------------------------------------------------
+
+    def _decode(self, max_tokens: int) -> None:
+        """Move tokens from arrived to decoded; with the last one, find out how the stream ended."""
+        token_ids = self._arrived[:max_tokens]
+        del self._arrived[:max_tokens]
+        ended = None if self._arrived else self._ended
+        if self._text is None:
+            self._decoded += token_ids
+            self.num_output_tokens += len(token_ids)
+        else:
+            self._decode_text(self._text, token_ids, silent_last=ended.stop_token_id if ended else None)
+        if ended is not None and self._finish is None:
+            self._conclude(ended)
+
+    def _decode_text(self, text: OutputText, token_ids: "array[int]", silent_last: int | None) -> None:
+        num_tokens = len(token_ids)
+        # The token that ended the stream is no part of its text, whether special tokens are shown or not.
+        num_with_text = num_tokens - 1 if num_tokens and token_ids[-1] == silent_last else num_tokens
+        pieces = []
+        for position, token_id in enumerate(token_ids[:num_with_text], start=1):
+            pieces.append(text.add(token_id))
+            if text.found is not None:
+                self._finish = self._finish_at_stop_text(text.found)
+                self._arrived = int32_array()
+                token_ids = token_ids[:position]
+                break
+        self._decoded += token_ids
+        self.num_output_tokens += len(token_ids)
+        self._decoded_text.append("".join(pieces))
+        if len(self._decoded_text) >= _MAX_TEXT_PIECES:
+            self._decoded_text = ["".join(self._decoded_text)]
+
+    def _conclude(self, ended: Ended) -> None:
+        if ended.reason is EndReason.DEADLINE:
+            self._error = DeadlinePassedError()
+            return
+        if ended.reason is EndReason.FAILED:
+            self._error = SequenceFailedError(ended.detail)
+            return
+        if self._text is not None:
+            self._decoded_text.append(self._text.finish())
+            if self._text.found is not None:
+                self._finish = self._finish_at_stop_text(self._text.found)
+                return
+        self._finish = Finish(stop_token_id=ended.stop_token_id, num_cached_tokens=ended.num_cached_tokens)
+
+    def _finish_at_stop_text(self, stop_text: str) -> Finish:
+        return Finish(stop_text=stop_text, num_cached_tokens=self._ended.num_cached_tokens if self._ended else 0)
+
+    # ---- resumption -----------------------------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        """Reach the state after the tokens that the caller has. If these are all, the stream is finished."""
+        generation = self.generation
+        received_ids = generation.received_ids
+        if not received_ids:
+            return
+        is_past_min = len(received_ids) > generation.min_tokens
+        if received_ids[-1] in generation.end_token_ids and is_past_min:
+            self._finish = Finish(stop_token_id=received_ids[-1])
+        elif len(received_ids) >= generation.max_tokens:
+            self._finish = Finish()
+        if self._text is not None:
+            self._decode_text(
+                self._text, received_ids, silent_last=self._finish.stop_token_id if self._finish else None
+            )
+        self.num_output_tokens = len(received_ids)
+        self._decoded = int32_array()
+        self._decoded_text = []

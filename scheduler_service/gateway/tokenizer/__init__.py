@@ -1,0 +1,1 @@
+"""The gateway's tokenizer: loaded from tokenizer.json or built from a GGUF file's metadata."""

@@ -1,0 +1,159 @@
+"""Are the plain fields of a Generate request within the ranges that the API states, and served at all?"""
+
+import re
+import secrets
+from collections.abc import Sequence
+
+from pagewire.ipc.requests import Sampling
+from pagewire.v1 import generate_pb2
+from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAX_PRIORITY = 1000
+_MAX_STOP_TEXTS = 16
+_MAX_STOP_TEXT_CHARS = 1024
+_MAX_STOP_TOKEN_IDS = 256
+_MAX_COMPLETIONS = 128
+_MAX_TEMPERATURE = 100.0
+_MAX_ADDITIVE_PENALTY = 2.0
+_SEED_BITS = 63
+
+
+def check_served(request: generate_pb2.GenerateRequest) -> None:
+    """Refuse what this server does not do yet.
+
+    Raises:
+        InvalidArgumentError: such a field is out of its range, too.
+        NotServedError: it is not.
+    """
+    sampling, output = request.sampling, request.output
+    _check_penalties(sampling)
+    asked_for = {
+        "sampling.n": sampling.n > 1,
+        "sampling.logit_bias": bool(sampling.logit_bias),
+        "sampling.allowed_token_ids": bool(sampling.allowed_token_ids),
+        "sampling.bad_words": bool(sampling.bad_words),
+        "output.logprobs": output.HasField("logprobs"),
+        "output.prompt_logprobs": output.HasField("prompt_logprobs"),
+        "output.echo": output.echo,
+        "constraint": request.HasField("constraint"),
+        "adapter": bool(request.adapter),
+    }
+    for field, is_asked_for in asked_for.items():
+        if is_asked_for:
+            raise NotServedError(field)
+
+
+def check_sampling(params: generate_pb2.SamplingParams, vocab_size: int, resumed_seed: int | None) -> Sampling:
+    """Fill in defaults and check ranges; a missing seed is drawn now.
+
+    Raises:
+        InvalidArgumentError: a value is out of its range or not a number.
+    """
+    temperature = params.temperature if params.HasField("temperature") else 1.0
+    if not 0.0 <= temperature <= _MAX_TEMPERATURE:
+        raise InvalidArgumentError("sampling.temperature", f"is {temperature:g}, must be 0 to {_MAX_TEMPERATURE:g}")
+    top_p = params.top_p if params.HasField("top_p") else 1.0
+    if not 0.0 < top_p <= 1.0:
+        raise InvalidArgumentError("sampling.top_p", f"is {top_p:g}, must be above 0 and at most 1")
+    if not 0.0 <= params.min_p <= 1.0:
+        raise InvalidArgumentError("sampling.min_p", f"is {params.min_p:g}, must be 0 to 1")
+    top_k = params.top_k if params.top_k < vocab_size else 0
+    return Sampling(temperature, top_k, top_p, params.min_p, _seed(params, resumed_seed))
+
+
+def check_stop_texts(stops: Sequence[str]) -> tuple[str, ...]:
+    """Check the stop texts.
+
+    Raises:
+        InvalidArgumentError: one is empty or too long, or they are too many.
+    """
+    if len(stops) > _MAX_STOP_TEXTS:
+        raise InvalidArgumentError("stopping.stop", f"has {len(stops)} texts, may have {_MAX_STOP_TEXTS}")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop) <= _MAX_STOP_TEXT_CHARS:
+            raise InvalidArgumentError(
+                f"stopping.stop[{index}]", f"has {len(stop)} characters, must have 1 to {_MAX_STOP_TEXT_CHARS}"
+            )
+    return tuple(stops)
+
+
+def check_stop_token_ids(token_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """Check the stop tokens.
+
+    Raises:
+        InvalidArgumentError: one does not exist, or they are too many.
+    """
+    if len(token_ids) > _MAX_STOP_TOKEN_IDS:
+        raise InvalidArgumentError(
+            "stopping.stop_token_ids", f"has {len(token_ids)} ids, may have {_MAX_STOP_TOKEN_IDS}"
+        )
+    check_token_ids(token_ids, vocab_size, "stopping.stop_token_ids")
+    return tuple(token_ids)
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """Check that the model knows every token.
+
+    Raises:
+        InvalidArgumentError: it does not; the message names the first such id and its index.
+    """
+    if not token_ids or max(token_ids) < vocab_size:
+        return
+    index, token_id = next((index, token_id) for index, token_id in enumerate(token_ids) if token_id >= vocab_size)
+    raise InvalidArgumentError(
+        f"{field}[{index}]", f"is {token_id}, must be below the model's vocabulary size {vocab_size}"
+    )
+
+
+def check_priority(priority: int) -> int:
+    """Check the priority.
+
+    Raises:
+        InvalidArgumentError: it is out of range.
+    """
+    if not -_MAX_PRIORITY <= priority <= _MAX_PRIORITY:
+        raise InvalidArgumentError("priority", f"is {priority}, must be -{_MAX_PRIORITY} to {_MAX_PRIORITY}")
+    return priority
+
+
+def check_request_id(request: generate_pb2.GenerateRequest) -> str:
+    """The request's id: the resumed stream's, the caller's own, or one drawn now.
+
+    Raises:
+        InvalidArgumentError: the given id is not well formed, or two given ids differ.
+    """
+    field = "resume.request_id" if request.HasField("resume") else "request_id"
+    request_id = request.resume.request_id if request.HasField("resume") else request.request_id
+    if request.request_id and request.request_id != request_id:
+        raise InvalidArgumentError("request_id", "differs from resume.request_id: leave one of them out")
+    if not request_id and field == "request_id":
+        return secrets.token_hex(16)
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidArgumentError(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    return request_id
+
+
+def _check_penalties(params: generate_pb2.SamplingParams) -> None:
+    for name, value in (("presence_penalty", params.presence_penalty), ("frequency_penalty", params.frequency_penalty)):
+        if not -_MAX_ADDITIVE_PENALTY <= value <= _MAX_ADDITIVE_PENALTY:
+            raise InvalidArgumentError(
+                f"sampling.{name}", f"is {value:g}, must be -{_MAX_ADDITIVE_PENALTY:g} to {_MAX_ADDITIVE_PENALTY:g}"
+            )
+        if value != 0.0:
+            raise NotServedError(f"sampling.{name}")
+    repetition = params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
+    if not 0.0 < repetition < float("inf"):
+        raise InvalidArgumentError("sampling.repetition_penalty", f"is {repetition:g}, must be above 0 and finite")
+    if repetition != 1.0:
+        raise NotServedError("sampling.repetition_penalty")
+    if params.HasField("n") and not 1 <= params.n <= _MAX_COMPLETIONS:
+        raise InvalidArgumentError("sampling.n", f"is {params.n}, must be 1 to {_MAX_COMPLETIONS}")
+
+
+def _seed(params: generate_pb2.SamplingParams, resumed_seed: int | None) -> int:
+    if resumed_seed is None:
+        return params.seed if params.HasField("seed") else secrets.randbits(_SEED_BITS)
+    if params.HasField("seed") and params.seed != resumed_seed:
+        raise InvalidArgumentError("sampling.seed", "differs from resume.seed: leave one of them out")
+    return resumed_seed

@@ -35,9 +35,9 @@ class ReferenceKernels:
     ) -> torch.Tensor:
         """Norm, rotate, write keys and values to the cache, return the queries."""
         num_kv_heads, head_dim = kv_cache.shape[-2:]
-        heads = qkv.unflatten(-1, (-1, head_dim))
+        heads = qkv.view(qkv.shape[0], -1, head_dim)
         num_heads = heads.shape[1] - 2 * num_kv_heads
-        query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+        query, key, value = heads[:, :num_heads], heads[:, num_heads:-num_kv_heads], heads[:, -num_kv_heads:]
         if q_norm is not None and k_norm is not None:
             query = self.rms_norm(query, q_norm, eps)
             key = self.rms_norm(key, k_norm, eps)

@@ -38,18 +38,18 @@ def read_hf_config(directory: Path) -> ModelConfig:
     family = find_family(list(values.get("architectures") or []))
     _refuse_unserved(values)
     num_heads = values.integer("num_attention_heads")
-    head_dim = values.get("head_dim") or values.integer("hidden_size") // max(num_heads, 1)
-    rope, max_model_len = _read_rope(values, int(head_dim))
+    head_dim = values.integer("head_dim", values.integer("hidden_size") // max(num_heads, 1))
+    rope, max_model_len = _read_rope(values, head_dim)
     return ModelConfig(
         architecture=family.architecture,
         vocab_size=values.integer("vocab_size"),
         hidden_size=values.integer("hidden_size"),
         num_layers=values.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=int(values.get("num_key_value_heads") or num_heads),
-        head_dim=int(head_dim),
+        num_kv_heads=values.integer("num_key_value_heads", num_heads),
+        head_dim=head_dim,
         intermediate_size=values.integer("intermediate_size"),
-        rms_eps=float(values.get("rms_norm_eps") or _DEFAULT_RMS_EPS),
+        rms_eps=values.number("rms_norm_eps", _DEFAULT_RMS_EPS),
         rope=rope,
         max_model_len=max_model_len,
         eos_token_ids=_read_eos(directory, values),
@@ -72,11 +72,17 @@ class _Values:
     def get(self, key: str) -> Any:
         return self._entries.get(key)
 
-    def integer(self, key: str) -> int:
-        value = self._entries.get(key)
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = default if self._entries.get(key) is None else self._entries[key]
         if not isinstance(value, int):
             raise ModelLoadError(f"{self.path}: {key} is {value!r}, a whole number is needed")
         return value
+
+    def number(self, key: str, default: float) -> float:
+        value = default if self._entries.get(key) is None else self._entries[key]
+        if not isinstance(value, int | float):
+            raise ModelLoadError(f"{self.path}: {key} is {value!r}, a number is needed")
+        return float(value)
 
     def flag(self, rule: bool | str) -> bool:
         """A fixed flag, or the value of the named key."""
@@ -103,16 +109,16 @@ def _refuse_unserved(values: _Values) -> None:
 
 def _read_windows(values: _Values, family: Family) -> tuple[int | None, ...]:
     num_layers = values.integer("num_hidden_layers")
-    window = values.get("sliding_window") if family.windowed else None
-    if window is None or (family.window_switch and not values.get("use_sliding_window")):
+    window = values.integer("sliding_window", 0) if family.windowed else 0
+    if not window or (family.window_switch and not values.get("use_sliding_window")):
         return (None,) * num_layers
     if not family.window_switch:
-        return (int(window),) * num_layers
+        return (window,) * num_layers
     layer_types = values.get("layer_types")
     if layer_types is not None:
-        return tuple(int(window) if kind == "sliding_attention" else None for kind in layer_types)
+        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
     first = values.integer("max_window_layers")
-    return tuple(int(window) if layer >= first else None for layer in range(num_layers))
+    return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
 def _read_rope(values: _Values, head_dim: int) -> tuple[RopeConfig, int]:
@@ -126,16 +132,16 @@ def _read_rope(values: _Values, head_dim: int) -> tuple[RopeConfig, int]:
     unknown = sorted(set(entries) - _ROPE_KEYS - _SCALING_KEYS[kind])
     if unknown:
         raise ModelLoadError(f"{values.path}: RoPE scaling {kind!r} with {', '.join(unknown)} is not supported")
-    theta = entries.get("rope_theta") or values.get("rope_theta") or _DEFAULT_THETA
-    partial = entries.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0
     max_len = values.integer("max_position_embeddings")
     try:
+        theta = float(entries.get("rope_theta") or values.number("rope_theta", _DEFAULT_THETA))
+        partial = float(entries.get("partial_rotary_factor") or values.number("partial_rotary_factor", 1.0))
         scaling = _read_scaling(kind, entries, max_len)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{values.path}: RoPE scaling {kind!r} lacks a proper {error}") from error
     if isinstance(scaling, YarnScaling):
         max_len = max(max_len, round(scaling.factor * scaling.original_max_len))
-    return RopeConfig(float(theta), int(head_dim * float(partial)), scaling), max_len
+    return RopeConfig(theta, int(head_dim * partial), scaling), max_len
 
 
 def _read_scaling(kind: str, entries: Mapping[str, Any], max_len: int) -> RopeScaling | None:

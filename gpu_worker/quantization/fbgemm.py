@@ -9,7 +9,7 @@ class FbgemmLinearMethod:
     """Weights are rounded to float16 and packed by FBGEMM; activations and sums are float32.
 
     A row's result does not depend on how many other rows are multiplied with it. Rounding errs by 2e-4 of the largest
-    output.
+    output. In memory FBGEMM pads in_features to a multiple of 512.
     """
 
     compute_dtype = torch.float32

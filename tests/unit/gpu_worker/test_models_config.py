@@ -195,6 +195,8 @@ def test_eos_ids_of_both_files_are_merged(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None}, "hidden_size is None, a whole number is needed"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"rms_norm_eps": "tiny"}, "rms_norm_eps is 'tiny', a number is needed"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "RoPE scaling 'linear' lacks a proper"),
         ({"num_hidden_layers": 0}, "num_layers is 0, must be at least 1"),
         ({"num_key_value_heads": 3}, "32 query heads are no multiple of 3 KV heads"),
         ({"head_dim": 5}, "5 rotated elements in heads of 5"),

@@ -16,12 +16,16 @@ from pagewire_client.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from pagewire_client.llm import LLM
+from pagewire_client.local_service import LocalService
+from pagewire_client.outputs import CompletionOutput, RequestOutput
 from pagewire_client.params import RequestOptions, Resume, SamplingParams, StructuredOutputs
 from pagewire_client.prompts import Chat, ChatMessage, Prompt
 from pagewire_client.retry import NO_RETRY, RetryPolicy
 from pagewire_client.types import Accepted, Choice, Chunk, Completion, FinishReason, Model, ServerInfo, Tokens, Usage
 
 __all__ = [
+    "LLM",
     "NO_RETRY",
     "Accepted",
     "AsyncClient",
@@ -34,16 +38,19 @@ __all__ = [
     "Chunk",
     "Client",
     "Completion",
+    "CompletionOutput",
     "DeadlineExceededError",
     "FinishReason",
     "InternalError",
     "InvalidArgumentError",
+    "LocalService",
     "Model",
     "NotFoundError",
     "PagewireError",
     "Prompt",
     "RequestError",
     "RequestOptions",
+    "RequestOutput",
     "ResourceExhaustedError",
     "Resume",
     "RetryPolicy",

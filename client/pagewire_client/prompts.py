@@ -8,9 +8,6 @@ from google.protobuf import struct_pb2
 
 from pagewire.v1 import generate_pb2
 
-Message: TypeAlias = "ChatMessage | Mapping[str, Any]"
-Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message] | Chat"
-
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
@@ -23,6 +20,9 @@ class ChatMessage:
     tool_calls: Sequence[Mapping[str, Any]] = ()
 
 
+Message: TypeAlias = ChatMessage | Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation with the chat template's options, for when a plain list of messages is not enough."""
@@ -33,6 +33,9 @@ class Chat:
     tools: Sequence[Mapping[str, Any]] = ()
     template_args: Mapping[str, Any] | None = None
     template: str = ""
+
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | Chat
 
 
 def as_proto(prompt: Prompt) -> str | generate_pb2.TokenIds | generate_pb2.Chat:

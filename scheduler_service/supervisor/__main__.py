@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None, make_children: MakeChildren = servi
     except ServiceError as error:
         if events is not None:
             events.failed(str(error))
-        console.print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+        # A program that is still waiting for the start tells its user itself.
+        if events is None or events.was_ready:
+            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
         return 1
     return 0
 

@@ -19,10 +19,12 @@ class EventPipe:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.was_ready = False
         os.set_inheritable(fd, False)
 
     def ready(self, model: str, addresses: list[str]) -> None:
         """Requests can be sent to these addresses."""
+        self.was_ready = True
         self._write({"event": "ready", "model": model, "addresses": addresses})
 
     def failed(self, detail: str) -> None:

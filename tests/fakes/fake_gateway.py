@@ -76,8 +76,10 @@ class FakeService(inference_pb2_grpc.InferenceServiceServicer):
 def answer(
     request: generate_pb2.GenerateRequest, context: grpc.ServicerContext, call: int
 ) -> Iterator[generate_pb2.GenerateResponse]:
-    """The default handler: max_tokens (default 3) tokens "t0 t1 t2 " and LENGTH."""
+    """The default handler: max_tokens (default 3) tokens "t0 t1 t2 "; 999 tokens and the token 0xBAD are refused."""
     num_tokens = request.stopping.max_tokens or 3
+    if num_tokens == 999 or 0xBAD in request.token_ids.ids:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens is over the limit")
     yield accepted(request, call)
     for position in range(num_tokens):
         yield delta([position], f"t{position} ")

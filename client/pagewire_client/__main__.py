@@ -1,0 +1,55 @@
+"""The command line `pagewire`: serve, generate, chat, models, bench."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from pagewire_client.cli.bench import bench_offline, bench_serve
+from pagewire_client.cli.chat import chat
+from pagewire_client.cli.generate import generate
+from pagewire_client.cli.models import models
+from pagewire_client.cli.serve import serve
+from pagewire_client.errors import PagewireError
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def make_app() -> typer.Typer:
+    """Put the commands together."""
+    app = typer.Typer(
+        name="pagewire",
+        help="LLM inference over gRPC.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command("serve", context_settings=_PASS_ON)(serve)
+    app.command("generate")(generate)
+    app.command("chat")(chat)
+    app.command("models")(models)
+    bench = typer.Typer(help="Measure speed.", no_args_is_help=True)
+    bench.command("serve")(bench_serve)
+    bench.command("offline", context_settings=_PASS_ON)(bench_offline)
+    app.add_typer(bench, name="bench")
+    return app
+
+
+def main() -> None:
+    """Run a command; a failure is one line on standard error and exit status 1."""
+    try:
+        make_app()()
+    except* PagewireError as failures:
+        error = _first(failures)
+        Console(stderr=True).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(1)
+
+
+def _first(failures: BaseException) -> BaseException:
+    while isinstance(failures, BaseExceptionGroup):
+        failures = failures.exceptions[0]
+    return failures
+
+
+if __name__ == "__main__":
+    main()

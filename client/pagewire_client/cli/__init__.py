@@ -1,0 +1,1 @@
+"""The command line's commands, one file each; `pagewire_client.__main__` puts them together."""

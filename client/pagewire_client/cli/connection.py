@@ -1,0 +1,74 @@
+"""How does a command reach a service? A running one, waited for with a progress bar, or a private one of its own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+
+from pagewire_client.client import Client
+from pagewire_client.errors import PagewireError, UnavailableError
+from pagewire_client.local_service import LocalService
+from pagewire_client.retry import NO_RETRY
+from pagewire_client.types import EngineState, Progress
+
+
+@contextmanager
+def service_address(address: str, local: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
+    """Give the address of a service that is ready.
+
+    Args:
+        address: the running service to use, unless `local` is given.
+        local: model of a private service to start and to stop at the end.
+        flags: supervisor flags for the private service.
+
+    Raises:
+        PagewireError: there is none, or it does not start.
+    """
+    if local is None:
+        _wait_until_ready(address)
+        yield address
+        return
+    with LocalService(local, flags=["--log-level", "warning", *flags]) as service:
+        service.wait_until_ready()
+        yield service.addresses[0]
+
+
+@contextmanager
+def connect(address: str, local: str | None) -> Iterator[Client]:
+    """Give a client of a service that is ready.
+
+    Raises:
+        PagewireError: there is none, or it does not start.
+    """
+    with service_address(address, local) as ready_address, Client(ready_address) as client:
+        yield client
+
+
+def _wait_until_ready(address: str) -> None:
+    with Client(address, timeout_s=5.0, retry=NO_RETRY) as client:
+        try:
+            info = client.server_info()
+        except UnavailableError as error:
+            raise PagewireError(
+                f"no service answers at {address}: start one with 'pagewire serve MODEL', or give its --address"
+            ) from error
+        if info.state is EngineState.UNAVAILABLE:
+            raise PagewireError(f"the service at {address} cannot run requests: {info.detail}")
+        if info.state is not EngineState.READY:
+            _show_start(client)
+
+
+def _show_start(client: Client) -> None:
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+
+        def show(progress: Progress) -> None:
+            bars.update(
+                task,
+                description=progress.stage or "starting",
+                completed=progress.done,
+                total=progress.total or None,
+            )
+
+        client.wait_until_ready(on_progress=show)

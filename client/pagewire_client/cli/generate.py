@@ -1,0 +1,42 @@
+"""pagewire generate: one prompt in, its answer out."""
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.cli import options
+from pagewire_client.cli.connection import connect
+from pagewire_client.cli.printing import print_stream
+from pagewire_client.prompts import ChatMessage, Prompt
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to complete; - reads standard input.")],
+    address: options.Address = DEFAULT_ADDRESS,
+    local: options.Local = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    as_json: options.Json = False,
+) -> None:
+    """Answer one prompt, streaming the text as it is made."""
+    params = options.sampling_params(max_tokens, temperature, top_p, top_k, min_p, seed, stop)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with connect(address, local) as client:
+        as_chat = not raw and client.list_models()[0].has_chat_template
+        full_prompt: Prompt = [ChatMessage("user", text)] if as_chat else text
+        with client.stream(full_prompt, params) as stream:
+            if not as_json:
+                print_stream(stream)
+                return
+            completion = stream.collect()
+    print(json.dumps(dataclasses.asdict(completion), default=lambda value: value.value, indent=2))

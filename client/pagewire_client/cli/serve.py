@@ -1,0 +1,96 @@
+"""pagewire serve: a service on this machine, by way of the supervisor."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.cli.printing import print_stream
+from pagewire_client.client import Client
+from pagewire_client.local_service import LocalService
+from pagewire_client.params import SamplingParams
+from pagewire_client.prompts import ChatMessage, Prompt
+
+_SUPERVISOR = "scheduler_service.supervisor"
+_MAX_DEMO_TOKENS = 256
+
+
+def _become_supervisor(arguments: Sequence[str]) -> None:
+    os.execv(sys.executable, [sys.executable, "-m", _SUPERVISOR, *arguments])  # noqa: S606 (no shell is wanted)
+
+
+def _show_engine_help(wanted: bool) -> None:
+    if wanted:
+        _become_supervisor(["--help"])
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="GGUF file, safetensors directory, Hub id, or demo.")],
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", "-l", help=f"HOST:PORT or unix:/path; repeatable. Default: {DEFAULT_ADDRESS}."),
+    ] = None,
+    ask: Annotated[str | None, typer.Option("--ask", help="Answer this prompt first, then stay up.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="With --ask: end after the answer.")] = False,
+    engine_help: Annotated[
+        bool,
+        typer.Option("--engine-help", help="List the engine's flags.", is_eager=True, callback=_show_engine_help),
+    ] = False,
+) -> None:
+    """Serve a model: starts gateway, scheduler and workers, and ends them all on Ctrl-C.
+
+    Other flags (--max-num-seqs 8 ...) are passed on to the engine; --engine-help lists them.
+    """
+    addresses = listen or [DEFAULT_ADDRESS]
+    if ask is None:
+        flags = [part for address in addresses for part in ("--listen", address)]
+        _become_supervisor(["--model", model, *flags, *context.args])
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _serve_and_ask(model, addresses, ["--log-level", "warning", *context.args], ask, once)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def _serve_and_ask(model: str, listen: Sequence[str], flags: Sequence[str], prompt: str, once: bool) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with LocalService(model, listen=listen, flags=flags) as service:
+        service.wait_until_ready()
+        _ask(service.addresses[0], prompt, console)
+        if once:
+            return
+        _print_ways_in(service, console)
+        raise typer.Exit(service.wait())
+
+
+def _ask(address: str, prompt: str, console: Console) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=_MAX_DEMO_TOKENS)
+    with Client(address) as client:
+        has_chat = client.list_models()[0].has_chat_template
+        full_prompt: Prompt = [ChatMessage("user", prompt)] if has_chat else prompt
+        console.print(f"\n[bold cyan]>[/] {prompt}")
+        with client.stream(full_prompt, params) as stream:
+            print_stream(stream)
+
+
+def _print_ways_in(service: LocalService, console: Console) -> None:
+    address = service.addresses[0]
+    console.print(f"\n[bold]{service.model}[/] is served on {', '.join(service.addresses)}; Ctrl-C ends it. Try:\n")
+    console.print(f"  {sys.executable} -m pagewire_client chat --address {address}", markup=False)
+    console.print(
+        f'  {sys.executable} -c "from pagewire_client import Client; '
+        f"print(Client('{address}').generate('The sky is').text)\"",
+        markup=False,
+    )
+    console.print(
+        '  grpcurl -plaintext -d \'{"text": "The sky is", "stopping": {"max_tokens": 16}}\' '
+        f"{address} pagewire.v1.InferenceService/Generate\n",
+        markup=False,
+    )

@@ -1,1 +1,1 @@
-"""The processes that serve: gateway (public protocols), core (the scheduler) and supervisor (starts and restarts them)."""
+"""The processes that serve: gateway (public protocols), core (the scheduler), supervisor (starts and restarts them)."""

@@ -1,0 +1,68 @@
+"""Does every package keep to its layer? Each is imported whole in a fresh interpreter and checked for strangers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+OURS = frozenset(
+    {
+        "pagewire.v1",
+        "pagewire.ipc",
+        "pagewire_client",
+        "scheduler_service.core",
+        "scheduler_service.gateway",
+        "scheduler_service.supervisor",
+        "gpu_worker",
+    }
+)
+
+# What comes with an extra and not with the base install, which is the client's.
+EXTRAS = {
+    "torch",
+    "transformers",
+    "zmq",
+    "msgspec",
+    "numpy",
+    "tokenizers",
+    "huggingface_hub",
+    "jinja2",
+    "gguf",
+    "uvloop",
+}
+
+# Package: what else of ours it may import, and what it must do without.
+LAYERS = {
+    "pagewire.v1": (set(), {"torch", "zmq", "msgspec"}),
+    "pagewire.ipc": (set(), {"torch", "grpc", "zmq"}),
+    "pagewire_client": ({"pagewire.v1"}, EXTRAS),
+    "scheduler_service.core": ({"pagewire.ipc"}, {"torch", "grpc", "transformers", "tokenizers"}),
+    "scheduler_service.gateway": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers"}),
+    "scheduler_service.supervisor": ({"pagewire.v1"}, {"torch", "transformers", "zmq", "msgspec"}),
+    "gpu_worker": ({"pagewire.ipc"}, {"grpc", "transformers"}),
+}
+
+PROGRAM = """
+import importlib, json, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def belongs_to(module: str, package: str) -> bool:
+    """Whether a module is the package or inside it."""
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("package", sorted(LAYERS))
+def test_package_imports_only_its_layer(package):
+    allowed, forbidden = LAYERS[package]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, package], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stdout.splitlines()[-1])
+    strangers = {name for name in OURS - allowed - {package} if any(belongs_to(m, name) for m in modules)}
+    assert strangers == set()
+    assert {name for name in forbidden if any(belongs_to(m, name) for m in modules)} == set()

@@ -31,8 +31,8 @@ class Output:
     def line(self, name: str, text: str) -> None:
         """Write one log line of one process."""
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
-        prefix = Text(f"{name:<{_NAME_WIDTH}}| ", style=colour)
-        self._console.print(prefix + Text(text), soft_wrap=True, highlight=False)
+        line = Text.assemble((f"{name:<{_NAME_WIDTH}}| ", colour), text)
+        self._console.print(line, soft_wrap=True, highlight=False)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show how far a slow part is; total 0 means not known."""

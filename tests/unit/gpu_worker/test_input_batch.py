@@ -1,0 +1,250 @@
+"""The slots against a naive model of one Python object per sequence, driven by random step batches."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from gpu_worker.input_batch import InputBatch, StepBatchError
+from pagewire.ipc.requests import Sampling
+from pagewire.ipc.steps import AddedSequence, StepBatch
+
+CPU = torch.device("cpu")
+MAX_NUM_SEQS, MAX_MODEL_LEN, NUM_BLOCKS = 5, 23, 40
+
+
+def int_bytes(numbers: list[int]) -> bytes:
+    return np.array(numbers, dtype="<i4").tobytes()
+
+
+def step(
+    slots: list[int] = (),
+    num_tokens: list[int] = (),
+    sampled: list[int] = (),
+    removed: list[int] = (),
+    added: list[AddedSequence] = (),
+    new_blocks: list[tuple[int, int]] = (),
+) -> StepBatch:
+    return StepBatch(
+        0,
+        int_bytes(removed),
+        list(added),
+        int_bytes([slot for slot, _ in new_blocks]),
+        int_bytes([block for _, block in new_blocks]),
+        int_bytes(slots),
+        int_bytes(num_tokens),
+        bytes(sampled),
+    )
+
+
+def added(
+    slot: int,
+    tokens: list[int],
+    blocks: list[int],
+    num_prompt: int | None = None,
+    num_computed: int = 0,
+    sampling: Sampling | None = None,
+) -> AddedSequence:
+    return AddedSequence(
+        slot,
+        f"request-{slot}",
+        int_bytes(tokens),
+        len(tokens) if num_prompt is None else num_prompt,
+        num_computed,
+        int_bytes(blocks),
+        sampling or Sampling(0.0, 0, 1.0, 0.0, 0),
+    )
+
+
+@dataclass
+class Sequence:
+    """What the naive model knows of one sequence."""
+
+    tokens: list[int]
+    num_prompt: int
+    num_computed: int
+    sampling: Sampling
+    blocks: list[int] = field(default_factory=list)
+
+
+class SlotMachine(RuleBasedStateMachine):
+    """Random steps: sequences leave, arrive, grow, compute and draw, several of each in one batch."""
+
+    @initialize(block_size=st.sampled_from([1, 3, 16]))
+    def start(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, block_size, NUM_BLOCKS, CPU)
+        self.sequences: dict[int, Sequence] = {}
+
+    @rule(data=st.data())
+    def run_step(self, data: st.DataObject) -> None:
+        removed = data.draw(
+            st.lists(st.sampled_from(sorted(self.sequences)), unique=True) if self.sequences else st.just([])
+        )
+        for slot in removed:
+            del self.sequences[slot]
+        arrivals = [self._arrive(data, slot) for slot in self._free(data)]
+        new_blocks = self._grow(data)
+        chosen = data.draw(st.permutations(sorted(self.sequences)))
+        counts = {slot: self._count(data, self.sequences[slot]) for slot in chosen}
+        slots = sorted((slot for slot in chosen if counts[slot] > 0), key=lambda slot: counts[slot] > 1)
+        sampled = [self._reaches_end(slot, counts[slot]) and data.draw(st.booleans()) for slot in slots]
+        num_tokens = [counts[slot] for slot in slots]
+        message = step(slots, num_tokens, [int(flag) for flag in sampled], removed, arrivals, new_blocks)
+        inputs = self.batch.apply(message)
+        self._compare(inputs, slots, num_tokens, sampled)
+        drawn = [data.draw(st.integers(0, 999)) for flag in sampled if flag]
+        self.batch.store(inputs, torch.tensor(drawn, dtype=torch.int64))
+        for slot, count in zip(slots, num_tokens, strict=True):
+            self.sequences[slot].num_computed += count
+        for slot, token in zip([s for s, flag in zip(slots, sampled, strict=True) if flag], drawn, strict=True):
+            self.sequences[slot].tokens.append(token)
+
+    def _free(self, data: st.DataObject) -> list[int]:
+        free = [slot for slot in range(MAX_NUM_SEQS) if slot not in self.sequences]
+        return data.draw(st.lists(st.sampled_from(free), unique=True)) if free else []
+
+    def _arrive(self, data: st.DataObject, slot: int) -> AddedSequence:
+        tokens = data.draw(st.lists(st.integers(0, 999), min_size=1, max_size=MAX_MODEL_LEN))
+        num_prompt = data.draw(st.integers(1, len(tokens)))
+        num_computed = data.draw(st.integers(0, len(tokens) - 1))
+        blocks = data.draw(self._blocks(-(-num_computed // self.block_size)))
+        sampling = Sampling(
+            data.draw(st.sampled_from([0.0, 0.5, 1.0])),
+            data.draw(st.integers(0, 50)),
+            data.draw(st.sampled_from([0.25, 1.0])),
+            data.draw(st.sampled_from([0.0, 0.125])),
+            data.draw(st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+        )
+        self.sequences[slot] = Sequence(list(tokens), num_prompt, num_computed, sampling, list(blocks))
+        return added(slot, tokens, blocks, num_prompt, num_computed, sampling)
+
+    def _blocks(self, least: int) -> st.SearchStrategy[list[int]]:
+        most = -(-MAX_MODEL_LEN // self.block_size)
+        return st.lists(st.integers(0, NUM_BLOCKS - 1), min_size=least, max_size=most)
+
+    def _grow(self, data: st.DataObject) -> list[tuple[int, int]]:
+        """New blocks, those of different sequences mixed."""
+        news: list[tuple[int, int]] = []
+        for slot, sequence in self.sequences.items():
+            room = -(-MAX_MODEL_LEN // self.block_size) - len(sequence.blocks)
+            blocks = data.draw(st.lists(st.integers(0, NUM_BLOCKS - 1), max_size=room))
+            news += [(slot, block) for block in blocks]
+        mixed = data.draw(st.permutations(news))
+        for slot, block in mixed:
+            self.sequences[slot].blocks.append(block)
+        return mixed
+
+    def _count(self, data: st.DataObject, sequence: Sequence) -> int:
+        room = min(len(sequence.blocks) * self.block_size, len(sequence.tokens), MAX_MODEL_LEN)
+        return data.draw(st.integers(0, max(0, room - sequence.num_computed)))
+
+    def _reaches_end(self, slot: int, count: int) -> bool:
+        sequence = self.sequences[slot]
+        return sequence.num_computed + count == len(sequence.tokens)
+
+    def _compare(self, inputs, slots, num_tokens, sampled) -> None:  # type: ignore[no-untyped-def]
+        metadata = inputs.metadata
+        row, sampled_rows, wanted = 0, [], []
+        for index, (slot, count) in enumerate(zip(slots, num_tokens, strict=True)):
+            sequence = self.sequences[slot]
+            assert metadata.query_start[index] == row
+            assert metadata.seq_lens[index] == sequence.num_computed + count
+            for position in range(sequence.num_computed, sequence.num_computed + count):
+                block = sequence.blocks[position // self.block_size]
+                assert inputs.input_ids[row] == sequence.tokens[position]
+                assert inputs.positions[row] == position
+                assert metadata.slot_mapping[row] == block * self.block_size + position % self.block_size
+                assert metadata.block_tables[index, position // self.block_size] == block
+                row += 1
+            used = -(-(sequence.num_computed + count) // self.block_size)
+            assert metadata.block_tables[index, :used].tolist() == sequence.blocks[:used]
+            if sampled[index]:
+                sampled_rows.append(row - 1)
+                wanted.append(sequence)
+        assert metadata.query_start[len(slots)] == row == len(inputs.input_ids)
+        assert metadata.num_decodes == sum(count == 1 for count in num_tokens)
+        assert metadata.max_query_len == max(num_tokens, default=0)
+        assert metadata.max_seq_len == max(metadata.seq_lens.tolist(), default=0)
+        assert inputs.sampled_rows.tolist() == sampled_rows
+        sampling = inputs.sampling
+        assert sampling.temperature.tolist() == [s.sampling.temperature for s in wanted]
+        assert sampling.top_k.tolist() == [s.sampling.top_k for s in wanted]
+        assert sampling.top_p.tolist() == [s.sampling.top_p for s in wanted]
+        assert sampling.min_p.tolist() == [s.sampling.min_p for s in wanted]
+        assert sampling.seeds.view(np.uint64).tolist() == [s.sampling.seed for s in wanted]
+        assert sampling.positions.tolist() == [len(s.tokens) - s.num_prompt for s in wanted]
+
+
+TestSlotMachine = SlotMachine.TestCase
+TestSlotMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+
+
+def new_batch() -> InputBatch:
+    batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, 4, NUM_BLOCKS, CPU)
+    batch.apply(step([2], [3], [1], added=[added(2, [5, 6, 7], [9])]))
+    return batch
+
+
+def test_apply_reads_a_token_that_was_stored_on_the_device() -> None:
+    batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, 4, NUM_BLOCKS, CPU)
+    inputs = batch.apply(step([2], [3], [1], added=[added(2, [5, 6, 7], [9])]))
+    batch.store(inputs, torch.tensor([123]))
+    after = batch.apply(step([2], [1], [1]))
+    assert after.input_ids.tolist() == [123]
+    assert after.positions.tolist() == [3]
+    assert after.metadata.slot_mapping.tolist() == [39]
+
+
+def test_apply_of_a_batch_without_slots_gives_no_rows() -> None:
+    inputs = new_batch().apply(step(removed=[2]))
+    assert len(inputs.input_ids) == len(inputs.sampled_rows) == 0
+
+
+def test_a_sequence_of_full_length_can_draw_one_more_token() -> None:
+    batch = InputBatch(2, 4, 4, NUM_BLOCKS, CPU)
+    first = batch.apply(step([0], [4], [1], added=[added(0, [1, 2, 3, 4], [0]), added(1, [8], [1])]))
+    batch.store(first, torch.tensor([77]))
+    assert batch.apply(step([1], [1], [0])).input_ids.tolist() == [8]
+
+
+def test_clear_frees_every_slot() -> None:
+    batch = new_batch()
+    batch.clear()
+    batch.apply(step(added=[added(2, [1], [0])]))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (step(removed=[1]), "not in use"),
+        (step(removed=[99]), "not in use"),
+        (step(removed=[-1]), "not in use"),
+        (step(added=[added(2, [1], [0])]), "slot 2 is not free"),
+        (step(added=[added(5, [1], [0])]), "slot 5 is not free"),
+        (step(added=[added(-1, [1], [0])]), "slot -1 is not free"),
+        (step(added=[added(0, [], [0])]), "0 tokens"),
+        (step(added=[added(0, [1] * 24, [0])]), "24 tokens"),
+        (step(added=[added(0, [1, 2], [0], num_computed=2)]), "2 tokens"),
+        (step(added=[added(0, [1], [NUM_BLOCKS])]), "blocks of slot 0"),
+        (step(added=[added(0, [1], [0] * 7)]), "blocks of slot 0"),
+        (step(new_blocks=[(1, 0)]), "new blocks"),
+        (step(new_blocks=[(2, -1)]), "new blocks"),
+        (step(new_blocks=[(2, 0)] * 6), "more blocks"),
+        (step([2], [2], [0]), "past the known tokens"),
+        (step([2], [0], [0]), "past the known tokens"),
+        (step([1], [1], [0]), "not in use"),
+        (step([2, 2], [1, 1], [0, 0]), "twice"),
+        (step([2], [1, 1], [0]), "different lengths"),
+        (step([0], [1], [1], added=[added(0, [1, 2], [0])]), "a draw before"),
+        (step([0], [5], [0], added=[added(0, [1] * 5, [0])]), "without blocks"),
+        (step([0, 2], [2, 1], [0, 0], added=[added(0, [1, 2], [0])]), "single tokens"),
+    ],
+)
+def test_apply_refuses_what_contradicts_the_slots(message: StepBatch, reason: str) -> None:
+    with pytest.raises(StepBatchError, match=reason):
+        new_batch().apply(message)

@@ -30,7 +30,7 @@ class Finish:
     num_cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
     """News of a stream: tokens, their text, and in the last one how the stream ended."""
 

@@ -21,11 +21,17 @@ _LISTENING_PREFIX = "gateway listening address="
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """How to start one process. `num_announced` is the number of listening lines it prints once it works."""
+    """How to start one process.
+
+    Attributes:
+        num_announced: listening lines that it prints once it works.
+        stops_first: it is ended before the others, whose help it may need to finish what it does.
+    """
 
     name: str
     command: tuple[str, ...]
     num_announced: int = 0
+    stops_first: bool = False
 
 
 class Child:
@@ -108,7 +114,7 @@ class Child:
         if line.startswith(_LISTENING_PREFIX):
             self.addresses.append(line.removeprefix(_LISTENING_PREFIX))
         else:
-            self._write_line(self.spec.name, line)
+            logger.debug("child said name=%s line=%r", self.spec.name, line)
 
     def _take_stderr(self, line: str) -> None:
         if line.strip():

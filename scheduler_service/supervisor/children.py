@@ -46,7 +46,7 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
         listen = [private_address(run_dir, index), *(listen_address(address, index) for address in config.listen)]
         flags = [part for address in listen for part in ("--listen", address)]
         command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
-        children.append(ChildSpec(f"gateway-{index}", command, num_announced=len(listen)))
+        children.append(ChildSpec(f"gateway-{index}", command, num_announced=len(listen), stops_first=True))
     return children
 
 

@@ -83,7 +83,7 @@ class OutputHandler(logging.Handler):
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
-        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""

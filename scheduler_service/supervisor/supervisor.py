@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,15 +60,14 @@ class Supervisor:
         Raises:
             ServiceError: a process failed for good.
         """
-        tasks = [self._task(stop.wait()), self._task(self._watch_engine())]
-        tasks += [self._task(self._keep_running(spec)) for spec in self._specs]
+        watchers = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch_engine())]
+        keepers = {spec.name: asyncio.create_task(self._keep_running(spec)) for spec in self._specs}
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*watchers, *keepers.values()], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._output.end_progress()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel([*watchers, *(keepers[spec.name] for spec in self._specs if spec.stops_first)])
+            await _cancel(keepers.values())
         for task in done:
             task.result()
 
@@ -76,9 +75,6 @@ class Supervisor:
         """SIGKILL to every process: for someone who asks a second time."""
         for child in self._children.values():
             child.kill()
-
-    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        return asyncio.create_task(work)
 
     async def _keep_running(self, spec: ChildSpec) -> None:
         counter = RestartCounter(self._timing.restart)
@@ -137,3 +133,11 @@ class Supervisor:
     def _addresses(self) -> list[str]:
         """Public addresses; each gateway announces its private socket first."""
         return [address for child in self._children.values() for address in child.addresses[1:]]
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel and wait until all have ended."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,7 +16,7 @@ def make_children(config, model, run_dir):
     listen = [private_address(run_dir), *config.listen]
     flags = [part for address in listen for part in ("--listen", address)]
     gateway = (sys.executable, "-m", "tests.fakes.fake_gateway", "--num-starting-answers", "2", *flags)
-    children = [ChildSpec("gateway-0", gateway, num_announced=len(listen))]
+    children = [ChildSpec("gateway-0", gateway, num_announced=len(listen), stops_first=True)]
     for index, arguments in enumerate(json.loads(sys.argv[1])):
         children.append(ChildSpec(f"child-{index}", (sys.executable, "-m", "tests.fakes.fake_child", *arguments)))
     return children

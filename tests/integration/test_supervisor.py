@@ -143,6 +143,17 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path)
     assert "ignores SIGTERM" in service.stderr
 
 
+def test_gateways_end_before_what_they_depend_on(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.5")
+    service.next_event()
+    gateway, child = sorted(service.processes(), key=lambda process: process.pid in pids(tmp_path / "a"))
+    gateway.suspend()
+    service.process.terminate()
+    wait_for(lambda: not gateway.is_running())
+    assert child.is_running()
+    assert service.process.wait(timeout=10) == 0
+
+
 def test_a_second_stop_signal_kills_at_once(start, tmp_path):
     service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "60")
     service.next_event()

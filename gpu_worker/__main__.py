@@ -1,0 +1,102 @@
+"""Command line of the worker process."""
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
+from gpu_worker.cpu_limits import usable_cores
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
+    parent = os.getppid()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    arguments = _parse()
+    if arguments.die_with_parent and not _die_with(parent):
+        return 0
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    try:
+        config = _config(arguments)
+    except ValueError as error:
+        return _fail(str(error))
+    # Importing torch takes seconds: wrong settings are refused before, and signals are obeyed meanwhile.
+    from gpu_worker.worker import run_worker  # noqa: PLC0415
+
+    failure = run_worker(config)
+    return 0 if failure is None else _fail(failure)
+
+
+def _fail(reason: str) -> int:
+    print(f"gpu_worker: {reason}", file=sys.stderr)
+    return 1
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _die_with(parent: int) -> bool:
+    """Have the kernel kill this process when its parent ends; False if the parent has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m gpu_worker", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file or Hugging Face model directory")
+    parser.add_argument("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's worker socket")
+    parser.add_argument("--rank", type=int, default=0, help="tensor-parallel rank of this worker")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="tensor-parallel ranks in all")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="of the weights (default: float32 on a CPU, bfloat16 on a GPU)",
+    )
+    parser.add_argument("--threads", type=int, help="of computation on a CPU (default: usable physical cores)")
+    parser.add_argument("--attention-backend", default="auto", choices=ATTENTION_BACKENDS)
+    parser.add_argument(
+        "--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU's memory to use in all"
+    )
+    parser.add_argument(
+        "--cpu-memory-gib", type=float, help="KV cache on a CPU (default: half of the available memory)"
+    )
+    parser.add_argument("--load-format", default="auto", choices=LOAD_FORMATS, help="dummy: random weights")
+    parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the process that started this ends")
+    return parser.parse_args()
+
+
+def _config(arguments: argparse.Namespace) -> WorkerConfig:
+    return WorkerConfig(
+        model=arguments.model,
+        scheduler_address=arguments.scheduler_address,
+        cache_dir=Path.home() / ".cache" / "pagewire",
+        threads=usable_cores() if arguments.threads is None else arguments.threads,
+        rank=arguments.rank,
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attention_backend=arguments.attention_backend,
+        gpu_memory_utilization=arguments.gpu_memory_utilization,
+        cpu_memory_gib=arguments.cpu_memory_gib,
+        load_format=arguments.load_format,
+        seed=arguments.seed,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,28 +44,31 @@ class Output:
             else:
                 self._write_plain(stage, done, total)
 
-    def end_progress(self) -> None:
-        """Leave the bars as they are and draw no more."""
+    def end_progress(self, is_done: bool) -> None:
+        """Draw no more; what was last shown is done, or stays as far as it got."""
         with self._lock:
             if self._bars is not None:
+                if is_done:
+                    self._finish_tasks(self._bars)
                 self._bars.stop()
                 self._bars = None
                 self._tasks.clear()
 
     def _draw(self, stage: str, done: int, total: int) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[percent]:>4}"))
             self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console)
             self._bars.start()
         if stage not in self._tasks:
             self._finish_tasks(self._bars)
-            self._tasks[stage] = self._bars.add_task(stage, total=None)
-        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+            self._tasks[stage] = self._bars.add_task(stage, total=None, percent="")
+        percent = f"{100 * done // total}%" if total else ""
+        self._bars.update(self._tasks[stage], completed=done, total=total or None, percent=percent)
 
     def _finish_tasks(self, bars: Progress) -> None:
         """A new stage has begun, so the earlier ones are done."""
-        for task in bars.tasks:
-            bars.update(task.id, completed=task.total or 1, total=task.total or 1)
+        for task in (task for task in bars.tasks if task.stop_time is None):
+            bars.update(task.id, completed=task.total or 1, total=task.total or 1, percent="done")
             bars.stop_task(task.id)
 
     def _write_plain(self, stage: str, done: int, total: int) -> None:

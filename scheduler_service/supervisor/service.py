@@ -100,7 +100,7 @@ async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -
         waiting: set[asyncio.Future[Any]] = {resolving, stopping}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        around.output.end_progress()
+        around.output.end_progress(is_done=not stop.is_set() and resolving.exception() is None)
         return None if stop.is_set() else resolving.result()
 
 

@@ -60,12 +60,13 @@ class Supervisor:
         Raises:
             ServiceError: a process failed for good.
         """
+        self._output.progress("starting processes", 0, 0)
         watchers = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch_engine())]
         keepers = {spec.name: asyncio.create_task(self._keep_running(spec)) for spec in self._specs}
         try:
             done, _ = await asyncio.wait([*watchers, *keepers.values()], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._output.end_progress()
+            self._output.end_progress(is_done=False)
             await _cancel([*watchers, *(keepers[spec.name] for spec in self._specs if spec.stops_first)])
             await _cancel(keepers.values())
         for task in done:
@@ -122,7 +123,7 @@ class Supervisor:
             logger.warning("service not ready")
             return
         logger.info("service ready")
-        self._output.end_progress()
+        self._output.end_progress(is_done=True)
         if not self._was_ready:
             self._was_ready = True
             self._on_ready(self._addresses())

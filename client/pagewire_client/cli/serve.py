@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,11 +83,11 @@ def _ask(address: str, prompt: str, console: Console) -> None:
 
 def _print_ways_in(service: LocalService, console: Console) -> None:
     address = service.addresses[0]
+    python = _short(Path(sys.executable))
     console.print(f"\n[bold]{service.model}[/] is served on {', '.join(service.addresses)}; Ctrl-C ends it. Try:\n")
-    console.print(f"  {sys.executable} -m pagewire_client chat --address {address}", markup=False)
+    console.print(f"  {python} -m pagewire_client chat --address {address}", markup=False)
     console.print(
-        f'  {sys.executable} -c "from pagewire_client import Client; '
-        f"print(Client('{address}').generate('The sky is').text)\"",
+        f"  {python} -c \"from pagewire_client import Client; print(Client('{address}').generate('The sky is').text)\"",
         markup=False,
     )
     console.print(
@@ -94,3 +95,7 @@ def _print_ways_in(service: LocalService, console: Console) -> None:
         f"{address} pagewire.v1.InferenceService/Generate\n",
         markup=False,
     )
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

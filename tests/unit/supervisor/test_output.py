@@ -1,0 +1,66 @@
+"""Do lines and progress come out as a terminal, or a file, wants them?"""
+
+import io
+
+from rich.console import Console
+
+from scheduler_service.supervisor.output import Output
+
+
+def plain():
+    return Console(file=io.StringIO(), width=40)
+
+
+def terminal():
+    return Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
+
+
+def test_lines_carry_the_name_and_are_never_wrapped_or_styled():
+    console = plain()
+    Output(console).line("worker-0", "[bold]a long line[/] " + "x" * 60)
+    assert console.file.getvalue() == "worker-0   | [bold]a long line[/] " + "x" * 60 + "\n"
+
+
+def test_names_have_colours_of_their_own_on_a_terminal():
+    console = terminal()
+    output = Output(console)
+    for name in ("scheduler", "worker-0", "scheduler"):
+        output.line(name, "text")
+    first, second, third = (line.split("|")[0] for line in console.file.getvalue().splitlines())
+    assert first == third
+    assert first.split("m")[0] != second.split("m")[0]
+    assert "text" in console.file.getvalue()
+
+
+def test_plain_progress_is_one_line_per_stage_and_some_seconds():
+    console = plain()
+    output = Output(console)
+    for done in range(10):
+        output.progress("loading weights", done, 20)
+    output.progress("allocating", 0, 0)
+    assert console.file.getvalue() == "loading weights: 0 %\nallocating ...\n"
+
+
+def test_progress_can_be_turned_off():
+    console = plain()
+    Output(console, show_progress=False).progress("loading weights", 1, 2)
+    assert console.file.getvalue() == ""
+
+
+def test_a_new_stage_completes_the_one_before():
+    console = terminal()
+    output = Output(console)
+    output.progress("loading weights", 1, 4)
+    output.progress("allocating", 0, 0)
+    output.end_progress(is_done=True)
+    shown = console.file.getvalue().splitlines()
+    assert ["done" in line for line in shown if "loading weights" in line][-1]
+
+
+def test_a_stage_that_was_cut_off_is_not_done():
+    console = terminal()
+    output = Output(console)
+    output.progress("loading weights", 1, 4)
+    output.end_progress(is_done=False)
+    assert "25%" in console.file.getvalue()
+    assert "done" not in console.file.getvalue()

@@ -1,7 +1,8 @@
 """Which tokenizer and chat template does a model directory hold?
 
 Files, all but the first optional: tokenizer.json, tokenizer_config.json (special tokens, a template),
-chat_template.jinja and chat_template.json (a template that overrides the one before).
+special_tokens_map.json (special tokens that the one before lacks), chat_template.json and chat_template.jinja (a
+template that overrides those before).
 """
 
 import json
@@ -32,7 +33,7 @@ def tokenizer_from_directory(directory: Path) -> tuple[Tokenizer, str | None]:
         # The library raises nothing more precise.
         raise ModelFileError(f"{path} is not a tokenizer ({error}): download it again") from error
     config = read_json(directory / "tokenizer_config.json")
-    special_tokens = {role: text for role in _ROLES if (text := _token_text(config.get(role))) is not None}
+    special_tokens = _special_tokens(config, read_json(directory / "special_tokens_map.json"))
     _apply_add_bos(backend, config, special_tokens)
     return Tokenizer(backend, special_tokens), _chat_template(directory, config)
 
@@ -52,6 +53,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} does not hold a JSON object: download it again")
     return content
+
+
+def _special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
+    texts = {role: _token_text(config.get(role) or older.get(role)) for role in _ROLES}
+    return {role: text for role, text in texts.items() if text is not None}
 
 
 def _token_text(token: object) -> str | None:

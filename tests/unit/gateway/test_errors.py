@@ -1,0 +1,72 @@
+"""Does every exception reach the caller as the right code with the right details?"""
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from scheduler_service.gateway import errors, exceptions
+
+CASES = [
+    (exceptions.InvalidArgumentError("sampling.top_p", "is 2"), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+    (exceptions.NotServedError("adapter"), grpc.StatusCode.UNIMPLEMENTED, "FIELD_NOT_SERVED"),
+    (exceptions.UnknownModelError("a", "b"), grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
+    (exceptions.TemplateRefusedError(), grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
+    (exceptions.NoChatTemplateError(), grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
+    (exceptions.EngineUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE"),
+    (exceptions.EngineOverloadedError("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
+    (exceptions.DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
+    (exceptions.SequenceFailedError("NaN"), grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
+    (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL_ERROR"),
+]
+
+
+def details(status: status_pb2.Status) -> dict[type, object]:
+    """The details by type."""
+    found: dict[type, object] = {}
+    for packed in status.details:
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+            message = kind()
+            if packed.Unpack(message):
+                found[kind] = message
+    assert len(found) == len(status.details)
+    return found
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), CASES, ids=lambda value: str(value))
+def test_status_has_code_and_reason(error: Exception, code: grpc.StatusCode, reason: str) -> None:
+    status = errors.to_status(error)
+    assert status.code == code.value[0]
+    info = details(status)[error_details_pb2.ErrorInfo]
+    assert isinstance(info, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == (reason, "pagewire")
+
+
+def test_every_request_error_has_a_status_of_its_own() -> None:
+    assert {type(error) for error, _, _ in CASES} >= set(exceptions.RequestError.__subclasses__())
+
+
+def test_status_names_the_invalid_field() -> None:
+    status = errors.to_status(exceptions.InvalidArgumentError("sampling.top_p", "is 2, must be at most 1"))
+    request = details(status)[error_details_pb2.BadRequest]
+    assert isinstance(request, error_details_pb2.BadRequest)
+    (violation,) = request.field_violations
+    assert (violation.field, violation.description) == ("sampling.top_p", "is 2, must be at most 1")
+    assert status.message == "sampling.top_p: is 2, must be at most 1"
+
+
+@pytest.mark.parametrize("kind", [exceptions.EngineUnavailableError, exceptions.EngineOverloadedError])
+def test_status_says_when_to_come_back(kind: type[exceptions.RequestError]) -> None:
+    retry = details(errors.to_status(kind("x")))[error_details_pb2.RetryInfo]
+    assert isinstance(retry, error_details_pb2.RetryInfo)
+    assert retry.retry_delay.ToMilliseconds() > 0
+
+
+def test_status_of_an_unexpected_error_tells_nothing() -> None:
+    status = errors.to_status(ZeroDivisionError("secret"))
+    assert status.code == code_pb2.INTERNAL
+    assert b"secret" not in status.SerializeToString()
+
+
+def test_status_message_fits_into_headers() -> None:
+    status = errors.to_status(exceptions.InvalidArgumentError("chat", "é" * 100_000))
+    assert len(status.SerializeToString()) < 4_000

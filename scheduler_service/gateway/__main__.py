@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from scheduler_service.gateway.config import DEFAULT_MAX_MESSAGE_BYTES, GatewayConfig
+from scheduler_service.gateway.config import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_STOP_GRACE_S, GatewayConfig
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
 from scheduler_service.gateway.parent_death import die_with_parent
 from scheduler_service.gateway.served_model import read_served_model
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             scheduler_address=flags.scheduler_address,
             listen=tuple(flags.listen),
             max_message_bytes=flags.max_message_bytes,
+            stop_grace_s=flags.stop_grace_s,
             trust_request_chat_template=flags.trust_request_chat_template,
         )
     except ValueError as error:
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
+    add("--stop-grace-s", type=float, default=DEFAULT_STOP_GRACE_S, help="seconds that open calls have on SIGTERM")
     add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
     add("--die-with-parent", action="store_true", help="stop when the parent process ends")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))

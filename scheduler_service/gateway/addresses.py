@@ -23,6 +23,7 @@ def bind(server: grpc.aio.Server, address: str) -> str:
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdigit():
         raise StartError(f"--listen {address}: is neither HOST:PORT nor unix:/path")
+    _check_host_and_port(host, int(port), address)
     return f"{host}:{_add_port(server, address)}"
 
 
@@ -30,10 +31,21 @@ def _add_port(server: grpc.aio.Server, address: str) -> int:
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: it is in use or not ours; choose another address") from error
-    if port == 0:
-        raise StartError(f"cannot listen on {address}: it is in use or not ours; choose another address")
+        raise StartError(f"cannot listen on {address}: {error}; choose another address") from error
     return port
+
+
+def _check_host_and_port(host: str, port: int, address: str) -> None:
+    """Try to bind first: gRPC prints pages about a port that it cannot have, and does not say why."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, socket_address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(socket_address)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StartError(f"cannot listen on {address}: {reason}; choose another address") from error
 
 
 def _check_unix_path(address: str) -> None:

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from pagewire.v1 import inference_pb2_grpc
+from pagewire.v1 import generate_pb2, inference_pb2_grpc
 
 TIMEOUT_S = 20.0
 MODEL_NAME = "tiny"
@@ -90,9 +90,16 @@ class GatewayProcess:
         self.wait_until(health_pb2.HealthCheckResponse.SERVING)
 
 
+def generate_request(**fields: Any) -> generate_pb2.GenerateRequest:
+    """A request; sub-messages may be given as dicts. Its prompt is one token unless another is given."""
+    if not {"text", "chat", "token_ids"} & fields.keys():
+        fields["token_ids"] = {"ids": [1]}
+    return generate_pb2.GenerateRequest(**fields)
+
+
 def status_detail(error: grpc.RpcError, kind: type[Message]) -> Any:
     """The detail of this type that an error's status carries."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     assert isinstance(status, status_pb2.Status), f"{error} has no details"
     for packed in status.details:
         detail = kind()

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +11,14 @@ from google.rpc import error_details_pb2
 from pagewire.ipc.requests import Abort, Ended, EndReason, Rejected, RejectReason, Submit
 from pagewire.v1 import generate_pb2, inference_pb2
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_token
-from tests.fakes.gateway_process import MODEL_NAME, TIMEOUT_S, GatewayProcess, error_reason, status_detail
+from tests.fakes.gateway_process import (
+    MODEL_NAME,
+    TIMEOUT_S,
+    GatewayProcess,
+    error_reason,
+    generate_request,
+    status_detail,
+)
 from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
 
 VOCAB_SIZE = 300
@@ -44,7 +50,7 @@ def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
 def start(stub: Any, **fields: Any) -> Any:
     """A call and its Accepted event."""
     fields.setdefault("token_ids", {"ids": [1, 2, 3]})
-    call = stub.Generate(generate_pb2.GenerateRequest(**fields), timeout=TIMEOUT_S)
+    call = stub.Generate(generate_request(**fields), timeout=TIMEOUT_S)
     return call, next(call).accepted
 
 
@@ -121,7 +127,7 @@ def test_generate_renders_chats(stub: Any, scheduler: FakeScheduler) -> None:
     call, accepted = start(stub, token_ids=None, chat=chat)
     submit = scheduler.take(Submit)
     prompt = list(memoryview(submit.token_ids).cast("i"))
-    assert prompt == list(stub.Tokenize(inference_pb2.TokenizeRequest(chat=chat)).token_ids)
+    assert prompt == list(stub.Tokenize(inference_pb2.TokenizeRequest(chat=generate_request(chat=chat).chat)).token_ids)
     text = stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=prompt, skip_special_tokens=False)).text
     assert text == "<|turn|>user\nhello<|end|>\n<|turn|>assistant\n"
     assert accepted.num_prompt_tokens == len(prompt)
@@ -167,7 +173,7 @@ def test_generate_passes_a_rejection_on(
     with pytest.raises(grpc.RpcError) as caught:
         next(call)
     assert caught.value.code() == code
-    assert "is too much" in caught.value.details()
+    assert "is too much" in str(caught.value.details())
     if reason is RejectReason.INVALID:
         (violation,) = status_detail(caught.value, error_details_pb2.BadRequest).field_violations
         assert violation.field == "stopping.max_tokens"
@@ -183,13 +189,13 @@ def test_generate_passes_a_failure_on_after_the_tokens(stub: Any, scheduler: Fak
     with pytest.raises(grpc.RpcError) as caught:
         next(call)
     assert caught.value.code() == grpc.StatusCode.INTERNAL
-    assert caught.value.details() == "NaN logits"
+    assert str(caught.value.details()) == "NaN logits"
     assert error_reason(caught.value) == "SEQUENCE_FAILED"
 
 
 def test_generate_hands_the_deadline_on(stub: Any, scheduler: FakeScheduler) -> None:
     before = time.time()
-    call = stub.Generate(generate_pb2.GenerateRequest(token_ids={"ids": [1]}), timeout=5.0)
+    call = stub.Generate(generate_request(), timeout=5.0)
     submit = scheduler.take(Submit)
     assert submit.deadline_s is not None
     assert before + 3.0 < submit.deadline_s < time.time() + 5.0
@@ -201,14 +207,14 @@ def test_generate_hands_the_deadline_on(stub: Any, scheduler: FakeScheduler) -> 
 
 
 def test_generate_without_deadline_submits_none(stub: Any, scheduler: FakeScheduler) -> None:
-    call = stub.Generate(generate_pb2.GenerateRequest(token_ids={"ids": [1]}))
+    call = stub.Generate(generate_request())
     assert scheduler.take(Submit).deadline_s is None
     call.cancel()
     scheduler.take(Abort)
 
 
 def test_generate_aborts_at_the_deadline_though_the_scheduler_is_silent(stub: Any, scheduler: FakeScheduler) -> None:
-    call = stub.Generate(generate_pb2.GenerateRequest(token_ids={"ids": [1]}), timeout=0.5)
+    call = stub.Generate(generate_request(), timeout=0.5)
     stream_id = scheduler.take(Submit).stream_id
     with pytest.raises(grpc.RpcError) as caught:
         list(call)

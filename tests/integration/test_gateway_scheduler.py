@@ -1,0 +1,215 @@
+"""What do clients see when the scheduler is absent, starting, replaced, lost, or talks rubbish?"""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+
+from pagewire.ipc.codec import ANY, MAGIC, Codec, new_incarnation
+from pagewire.ipc.requests import Abort, EngineState, EngineStatus, GatewayMessage, Load, StepTokens, Submit
+from pagewire.v1 import inference_pb2
+from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
+from tests.fakes.gateway_process import (
+    MODEL_NAME,
+    TIMEOUT_S,
+    GatewayProcess,
+    error_reason,
+    generate_request,
+    status_detail,
+)
+from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"ipc://{tmp_path_factory.mktemp('s')}/requests.sock"
+
+
+@pytest.fixture(scope="module")
+def gateway(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    folder = tmp_path_factory.mktemp("g")
+    with GatewayProcess(write_tiny_model(folder / "model"), address, folder / "log") as process:
+        yield process
+        assert process.stop() == 0
+
+
+def start(gateway: GatewayProcess) -> Any:
+    request = generate_request(token_ids={"ids": [1, 2]})
+    return gateway.stub().Generate(request, timeout=TIMEOUT_S)
+
+
+def check_unavailable(call: Any, problem: str) -> None:
+    with pytest.raises(grpc.RpcError, match="UNAVAILABLE") as caught:
+        list(call)
+    assert problem in str(caught.value.details())
+    assert error_reason(caught.value) == "ENGINE_UNAVAILABLE"
+    assert status_detail(caught.value, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+
+
+def check_serves(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
+    call = start(gateway)
+    stream_id = scheduler.take(Submit).stream_id
+    scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+    assert "".join(event.delta.text for event in call) == "ok"
+
+
+def server_info(gateway: GatewayProcess) -> inference_pb2.GetServerInfoResponse:
+    info = gateway.stub().GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
+    assert isinstance(info, inference_pb2.GetServerInfoResponse)
+    return info
+
+
+def test_gateway_without_scheduler_answers_what_needs_none(gateway: GatewayProcess) -> None:
+    gateway.wait_until(NOT_SERVING)
+    check_unavailable(start(gateway), "waiting for the scheduler")
+    info = server_info(gateway)
+    assert info.engine_state == inference_pb2.ENGINE_STATE_STARTING
+    assert info.scheduler_incarnation == ""
+    stub = gateway.stub()
+    assert list(stub.Tokenize(inference_pb2.TokenizeRequest(text="hello")).token_ids) == [259]
+    assert stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[259])).text == "hello"
+    (model,) = stub.ListModels(inference_pb2.ListModelsRequest()).models
+    assert (model.name, model.architecture, model.max_model_len) == (MODEL_NAME, "tiny", 512)
+    assert (model.vocab_size, model.has_chat_template) == (268, True)
+
+
+def test_gateway_tells_how_far_the_start_is(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address, state=EngineState.STARTING) as scheduler:
+        while server_info(gateway).scheduler_incarnation != scheduler.incarnation.hex():
+            pass
+        scheduler.set_state(EngineState.STARTING, stage="loading weights", done=3, total=10)
+        while not (info := server_info(gateway)).progress.stage:
+            pass
+        assert (info.progress.stage, info.progress.done, info.progress.total) == ("loading weights", 3, 10)
+        assert info.engine_state == inference_pb2.ENGINE_STATE_STARTING
+        check_unavailable(start(gateway), "loading weights (3 of 10)")
+        scheduler.set_state(EngineState.READY)
+        gateway.wait_until_serving()
+        info = server_info(gateway)
+        assert info.engine_state == inference_pb2.ENGINE_STATE_READY
+        assert (info.limits.max_model_len, info.limits.block_size, info.limits.num_blocks) == (512, 16, 4096)
+        assert (info.load.num_running, info.load.num_waiting, info.load.num_free_blocks) == (1, 2, 3)
+        check_serves(gateway, scheduler)
+        scheduler.set_state(EngineState.UNAVAILABLE, detail="worker rank 0 died")
+        gateway.wait_until(NOT_SERVING)
+        check_unavailable(start(gateway), "worker rank 0 died")
+    gateway.wait_until(NOT_SERVING)
+
+
+def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = start(gateway)
+        stream_id = scheduler.take(Submit).stream_id
+        scheduler.set_state(EngineState.UNAVAILABLE, detail="worker rank 0 died")
+        gateway.wait_until(NOT_SERVING)
+        scheduler.set_state(EngineState.READY)
+        scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+        assert "".join(event.delta.text for event in call) == "ok"
+
+
+def test_streams_end_resumable_when_the_scheduler_dies(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = start(gateway)
+        stream_id = scheduler.take(Submit).stream_id
+        scheduler.send_stream(stream_id, byte_level_ids(b"x"))
+        assert next(call).HasField("accepted")
+        assert next(call).delta.text == "x"
+    check_unavailable(call, "the scheduler is gone")
+    gateway.wait_until(NOT_SERVING)
+    check_unavailable(start(gateway), "no scheduler answers")
+    assert server_info(gateway).scheduler_incarnation == ""
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        check_serves(gateway, scheduler)
+
+
+def test_streams_end_resumable_when_the_scheduler_is_another(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = start(gateway)
+        scheduler.take(Submit)
+        scheduler.become_another()
+        check_unavailable(call, "the scheduler was restarted")
+        assert server_info(gateway).scheduler_incarnation == scheduler.incarnation.hex()
+        check_serves(gateway, scheduler)
+        assert scheduler.take_all() == []
+
+
+def test_rubbish_from_the_scheduler_is_dropped(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = start(gateway)
+        stream_id = scheduler.take(Submit).stream_id
+        header = MAGIC + scheduler.incarnation + ANY
+        for parts in [
+            (b"",),
+            (b"rubbish",),
+            (secrets.token_bytes(1000),),
+            (MAGIC,),
+            (header,),
+            (header + b"\xc1",),
+            (header + secrets.token_bytes(100),),
+            (b"two", b"parts"),
+            (b"\x00" * 1_000_000,),
+        ]:
+            scheduler.send_bytes(*parts)
+        codec: Codec[GatewayMessage] = Codec(GatewayMessage)
+        good = StepTokens((stream_id).to_bytes(4, "little"), b"\x01\x00\x00\x00", [stop_at_length(stream_id)])
+        # Not for this gateway, not from this scheduler, arrays that are none, a READY engine without a model.
+        scheduler.send(good, recipient=new_incarnation())
+        scheduler.send(good, sender=new_incarnation())
+        scheduler.send_bytes(codec.encode(good, scheduler.incarnation, ANY))
+        scheduler.send(StepTokens(b"\x01\x00\x00", b"\x01\x00\x00", []))
+        scheduler.send(StepTokens(b"\x01\x00\x00\x00" * 2, b"\x01\x00\x00\x00", []))
+        scheduler.send(EngineStatus(EngineState.READY, None, None, Load(0, 0, 0), "", 0, 0, ""))
+        # Streams that nobody knows.
+        scheduler.send_tokens([(4_000_000_000, 1)], stop_at_length(4_000_000_001))
+        scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+        assert "".join(event.delta.text for event in call) == "ok"
+        check_serves(gateway, scheduler)
+
+
+def test_token_that_is_none_ends_its_stream_alone(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        stub = gateway.stub()
+        plain = generate_request()
+        searching = generate_request(stopping={"stop": ["x"]})
+        calls = [stub.Generate(request, timeout=TIMEOUT_S) for request in (plain, searching, plain)]
+        ids = [scheduler.take(Submit).stream_id for _ in calls]
+        scheduler.send_tokens([(ids[0], -1), (ids[1], -1), *((ids[2], token) for token in byte_level_ids(b"k"))])
+        for call in calls[:2]:
+            with pytest.raises(grpc.RpcError, match="INTERNAL"):
+                list(call)
+        aborted = [*scheduler.take(Abort).stream_ids]
+        while len(aborted) < 2:
+            aborted += scheduler.take(Abort).stream_ids
+        assert set(aborted) == set(ids[:2])
+        scheduler.send_tokens([], stop_at_length(ids[2]))
+        assert "".join(event.delta.text for event in calls[2]) == "k"
+
+
+def test_two_gateways_share_a_scheduler(gateway: GatewayProcess, address: str, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    with (
+        FakeScheduler(address) as scheduler,
+        GatewayProcess(model, address, tmp_path / "log") as other,
+    ):
+        for each in (gateway, other):
+            each.wait_until_serving()
+        assert server_info(gateway).gateway_incarnation != server_info(other).gateway_incarnation
+        calls = [start(each) for each in (gateway, other)]
+        stream_ids = {scheduler.take(Submit).stream_id for _ in calls}
+        for stream_id in stream_ids:
+            scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+        # The fake speaks to every gateway; each must end its own stream by itself.
+        assert ["".join(event.delta.text for event in call) for call in calls] == ["ok", "ok"]

@@ -182,10 +182,11 @@ def test_token_that_is_none_ends_its_stream_alone(gateway: GatewayProcess, addre
     with FakeScheduler(address) as scheduler:
         gateway.wait_until_serving()
         stub = gateway.stub()
-        plain = generate_request()
-        searching = generate_request(stopping={"stop": ["x"]})
-        calls = [stub.Generate(request, timeout=TIMEOUT_S) for request in (plain, searching, plain)]
-        ids = [scheduler.take(Submit).stream_id for _ in calls]
+        requests = [generate_request(), generate_request(stopping={"stop": ["x"]}), generate_request()]
+        calls, ids = [], []
+        for request in requests:
+            calls.append(stub.Generate(request, timeout=TIMEOUT_S))
+            ids.append(scheduler.take(Submit).stream_id)
         scheduler.send_tokens([(ids[0], -1), (ids[1], -1), *((ids[2], token) for token in byte_level_ids(b"k"))])
         for call in calls[:2]:
             with pytest.raises(grpc.RpcError, match="INTERNAL"):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gpu_worker.cpu_limits import available_memory_bytes
@@ -33,7 +34,12 @@ class CacheShape:
     def allocate(self, num_blocks: int, device: torch.device) -> list[torch.Tensor]:
         """The cache, one tensor per layer, zeroed. On a CPU memory is only taken as blocks are first written."""
         shape = (2, num_blocks, self.block_size, self.num_kv_heads, self.head_dim)
-        return [torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(self.num_layers)]
+        if device.type != "cpu":
+            return [torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(self.num_layers)]
+        # torch.zeros writes every page; numpy leaves that to the kernel, page by page as they are used.
+        layer_bytes = num_blocks * self.block_bytes // self.num_layers
+        layers = [torch.from_numpy(np.zeros(layer_bytes, dtype=np.uint8)) for _ in range(self.num_layers)]
+        return [layer.view(self.dtype).view(shape) for layer in layers]
 
 
 def count_blocks(

@@ -20,7 +20,7 @@ from tests.fakes.bare_gateway import BareGateway, make_submit
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
 NUM_NEW_TOKENS = 64
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 
 @dataclass

@@ -92,6 +92,15 @@ def test_sentencepiece_gguf_merges_by_score(tmp_path: Path) -> None:
     assert backend_tokens == ["<s>", "▁hi", "▁h", "ih", "i"]
 
 
+@pytest.mark.parametrize(("num_spaces", "runs"), [(13, [13]), (15, [14, 1]), (18, [16, 2]), (31, [16, 14, 1])])
+def test_sentencepiece_gguf_joins_the_leftmost_of_equal_pairs(tmp_path: Path, num_spaces: int, runs: list[int]) -> None:
+    # Runs of spaces as Mistral 7B's vocabulary has them, all of one score; what SentencePiece gives for them.
+    pieces = [("▁" * length, -1e9) for length in (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 1)]
+    tokenizer = read_served_model(write_sentencepiece_gguf(tmp_path / "m.gguf", pieces), "m").tokenizer
+    ids = tokenizer.encode(" " * (num_spaces - 1), add_special_tokens=False)
+    assert [len(pieces[token_id - 259][0]) for token_id in ids] == runs
+
+
 @pytest.mark.parametrize("text", [text for text in TEXTS if "<|" not in text])
 def test_sentencepiece_gguf_round_trips_with_byte_fallback(tmp_path: Path, text: str) -> None:
     tokenizer = read_served_model(write_sentencepiece_gguf(tmp_path / "m.gguf", PIECES), "m").tokenizer

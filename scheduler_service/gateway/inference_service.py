@@ -88,7 +88,7 @@ class InferenceService:
         self._check_model(request.model)
         check_token_ids(request.token_ids, self._vocab_size, "token_ids")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        text = self._model.tokenizer.decode(request.token_ids, skip_special_tokens=skip)
+        text = await self._prompts.read_token_ids(request.token_ids, skip_special_tokens=skip)
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def list_models(

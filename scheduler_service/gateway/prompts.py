@@ -1,9 +1,9 @@
-"""Which token ids does a prompt have? Renders chats and tokenizes text, off the event loop where it takes long."""
+"""Which token ids does a prompt have, and which text do ids have? Works off the event loop where it takes long."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, TypeVar
 
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.chat_template import ChatTemplate, ChatTemplateError
@@ -11,12 +11,14 @@ from scheduler_service.gateway.exceptions import InvalidArgumentError, NoChatTem
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.struct_value import struct_to_dict
 
+Result = TypeVar("Result")
+
 # Tokenizing this many characters takes about 2 ms.
-_MAX_INLINE_BYTES = 4096
+_MAX_INLINE_SIZE = 4096
 
 
 class PromptReader:
-    """Turns text and chats into token ids.
+    """Turns text and chats into token ids, and ids into text.
 
     Args:
         model: its tokenizer and chat template.
@@ -45,11 +47,16 @@ class PromptReader:
         _check_chat(chat, template)
         return await self._run(chat.ByteSize(), lambda: self._encode(_render(template, chat), False))
 
+    async def read_token_ids(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Turn token ids back into text."""
+        decode = self._model.tokenizer.decode
+        return await self._run(len(token_ids), lambda: decode(token_ids, skip_special_tokens=skip_special_tokens))
+
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    async def _run(self, num_bytes: int, work: Callable[[], list[int]]) -> list[int]:
-        if num_bytes <= _MAX_INLINE_BYTES:
+    async def _run(self, size: int, work: Callable[[], Result]) -> Result:
+        if size <= _MAX_INLINE_SIZE:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 

@@ -42,6 +42,8 @@ class FakeScheduler:
         max_model_len: of the pretended model, in tokens.
         eos_token_ids: of the pretended model.
         state: told to gateways from the start.
+
+    While `is_silent` is set greetings are not answered.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class FakeScheduler:
         self.incarnation = new_incarnation()
         self.model = ModelInfo("fake", vocab_size, max_model_len, eos_token_ids)
         self.limits = Limits(max_model_len, 256, 2048, 16, 4096)
+        self.is_silent = False
         self._status = self._make_status(state)
         self._codec: Codec[GatewayMessage] = Codec(GatewayMessage)
         self._arrived: queue.Queue[msgspec.Struct] = queue.Queue()
@@ -172,6 +175,8 @@ class FakeScheduler:
         routing_id, frame = router.recv_multipart()
         envelope = self._codec.decode(frame)
         if isinstance(envelope.message, Hello):
+            if self.is_silent:
+                return
             self._gateways[envelope.sender] = routing_id
             router.send_multipart([routing_id, self._codec.encode(self._status, self.incarnation, envelope.sender)])
         else:

@@ -1,6 +1,8 @@
 """Does the gateway serve everybody when clients read slowly, never read, or leave?"""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,26 @@ def test_client_whose_connection_breaks_is_aborted(gateway: GatewayProcess, sche
     while len(aborted) < len(calls):
         aborted += scheduler.take(Abort).stream_ids
     assert sorted(aborted) == sorted(stream_ids)
+
+
+def test_client_that_is_killed_is_aborted(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
+    script = (
+        "import sys\nfrom tests.fakes.gateway_process import generate_request\n"
+        "import grpc\nfrom pagewire.v1 import inference_pb2_grpc\n"
+        f"stub = inference_pb2_grpc.InferenceServiceStub(grpc.insecure_channel('{gateway.address}'))\n"
+        "for event in stub.Generate(generate_request()):\n    print(event.WhichOneof('event'), flush=True)\n"
+    )
+    client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    stream_id = scheduler.take(Submit).stream_id
+    scheduler.send_stream(stream_id, byte_level_ids(TEXT.encode()) * 50)
+    assert client.stdout is not None
+    assert [client.stdout.readline(), client.stdout.readline()] == ["accepted\n", "delta\n"]
+    client.kill()
+    scheduler.send_stream(stream_id, byte_level_ids(TEXT.encode()) * 50)
+    assert scheduler.take(Abort) == Abort((stream_id,))
+    client.communicate()
+    check_gateway_serves(gateway, scheduler)
+    assert "ERROR" not in gateway.log_text()
 
 
 def test_client_that_leaves_after_the_end_is_not_aborted(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:

@@ -34,7 +34,8 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Turn token ids into text; ids that the tokenizer does not know have none."""
-        text: str = self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        # The batch call frees the GIL.
+        (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
         return text
 
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:

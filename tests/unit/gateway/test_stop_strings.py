@@ -75,6 +75,14 @@ def test_stop_finder_counts_only_matches_complete_after_the_minimum(before: str,
     assert emitted == text[: ends[0] if ends else len(text)]
 
 
+def test_stop_finder_does_not_hold_back_a_stop_that_does_not_count() -> None:
+    finder = StopFinder(["ab", "bac"], include_stop=False)
+    assert finder.feed("xab", may_stop=False) == "xa"
+    assert finder.feed("b", may_stop=True) == "b"
+    assert finder.feed("a", may_stop=True) == ""
+    assert finder.flush() == "ba"
+
+
 def test_stop_finder_is_linear_in_a_long_repetitive_stop() -> None:
     finder = StopFinder(["a" * 1024 + "b"], include_stop=False)
     emitted = "".join(finder.feed("a", may_stop=True) for _ in range(5_000))

@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import tokenizers
 import zmq
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenizers import decoders, models, pre_tokenizers
 
 from pagewire.ipc.codec import Codec, new_incarnation
@@ -137,7 +138,7 @@ def measure(model: Path, num_streams: int, num_tokens: int, token_rate: float, n
             assert gateway.stdout is not None
             gateway.stdout.readline()
             scheduler.start()
-            time.sleep(1.0)
+            _wait_until_serving(listen)
             cpu_before = _cpu_s(gateway.pid)
             for client in clients:
                 client.start()
@@ -161,6 +162,13 @@ def _report(measured: list[Measured], start_s: float, token_rate: float, cpu_s: 
         f"lag median {lags[num_tokens // 2] * 1e3:.1f} ms, p99 {lags[num_tokens * 99 // 100] * 1e3:.1f} ms",
         flush=True,
     )
+
+
+def _wait_until_serving(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        for response in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60):
+            if response.status == health_pb2.HealthCheckResponse.SERVING:
+                return
 
 
 def _cpu_s(pid: int) -> float:

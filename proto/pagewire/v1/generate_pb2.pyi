@@ -176,7 +176,9 @@ class Chat(google.protobuf.message.Message):
     continue_final_message: builtins.bool
     """Leaves the last message open so that the model continues it. Excludes add_generation_prompt. Default: false."""
     template: builtins.str
-    """Template to use in place of the model's own. Jinja, rendered in a sandbox."""
+    """Template to use in place of the model's own. Jinja, rendered in a sandbox. Refused unless the server is told to
+    trust its callers' templates.
+    """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ChatMessage]:
         """Messages in order, at least one."""
@@ -361,14 +363,18 @@ class StopConditions(google.protobuf.message.Message):
     max_tokens: builtins.int
     """Most tokens to produce. Unit: tokens; default: what fits the model's length; range 1 and up."""
     min_tokens: builtins.int
-    """Fewest tokens before a stop condition counts. Unit: tokens; default 0."""
+    """Fewest tokens before a stop condition counts: the next token is the first that may end the completion. Unit:
+    tokens; default 0.
+    """
     ignore_eos: builtins.bool
     """Goes on past the model's end-of-sequence tokens. Default: false."""
     include_stop: builtins.bool
     """Leaves the matched stop text in the output. Default: false."""
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Texts that end the completion. They may span tokens and are cut from the text. At most 16, none empty."""
+        """Texts that end the completion. They may span tokens and are cut from the text. At most 16, each of 1 to
+        1,024 characters.
+        """
 
     @property
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:

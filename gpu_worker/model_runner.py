@@ -33,7 +33,7 @@ class ModelRunner:
         self._engine: EngineConfig | None = None
         self._model: DecoderModel | None = None
         self._sampler: Sampler | None = None
-        self._kv_caches: list[torch.Tensor] = []
+        self.kv_caches: list[torch.Tensor] = []
         self._num_blocks = 0
         self._fitting_blocks = 0
         self._slots: InputBatch | None = None
@@ -50,7 +50,7 @@ class ModelRunner:
             ModelLoadError, AttentionBackendError, CacheTooSmallError: see their messages.
         """
         if engine != self._engine:
-            self._slots, self._kv_caches = None, []
+            self._slots, self.kv_caches = None, []
             if self._model is None or self._engine is None or engine.max_model_len != self._engine.max_model_len:
                 self._model, self._sampler = None, None
                 self._load_model(engine, on_progress)
@@ -66,9 +66,9 @@ class ModelRunner:
         assert self._model is not None
         assert self._engine is not None
         shape = self._cache_shape(self._model, self._engine)
-        if num_blocks != self._num_blocks or not self._kv_caches:
-            self._kv_caches = []
-            self._kv_caches = shape.allocate(num_blocks, self._device)
+        if num_blocks != self._num_blocks or not self.kv_caches:
+            self.kv_caches = []
+            self.kv_caches = shape.allocate(num_blocks, self._device)
             self._num_blocks = num_blocks
         self._slots = InputBatch(
             self._engine.max_num_seqs,
@@ -100,7 +100,7 @@ class ModelRunner:
         inputs = self._slots.apply(batch)
         if len(inputs.input_ids) == 0:
             return StepOutput(batch.step_id, b"", b"")
-        hidden = self._model.forward(inputs.input_ids, inputs.positions, self._kv_caches, inputs.metadata)
+        hidden = self._model.forward(inputs.input_ids, inputs.positions, self.kv_caches, inputs.metadata)
         if len(inputs.sampled_rows) == 0:
             return StepOutput(batch.step_id, b"", b"")
         logits = self._model.compute_logits(hidden[inputs.sampled_rows])

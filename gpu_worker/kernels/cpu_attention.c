@@ -19,7 +19,7 @@ enum { LANES = 4, STRIP = 2 };
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef float quarter __attribute__((vector_size(16)));
 
-enum { CHUNK = 128, RUN = 8, KEY_TILE = 64, ROW_TILE = 64, ROWS = 4, MAX_HEAD_DIM = 256, CACHE_LINE = 16 };
+enum { CHUNK = 128, RUN = 2, AHEAD = 8, KEY_TILE = 64, ROW_TILE = 64, ROWS = 4, MAX_HEAD_DIM = 256, CACHE_LINE = 16 };
 
 struct attention {
     const float *query, *keys, *values;
@@ -145,14 +145,14 @@ static inline __attribute__((always_inline)) void dot_keys(
         default: { enum { heads = ROWS }; call; }            \
     }
 
-/* Ask for whole rows of all key/value heads in the order of memory, into the second-level cache. A plain sequence of
- * addresses is what gets memory's full speed; the order of computation, head by head, gets a third of it. */
-static inline void prefetch(const float *base, const int64_t *offsets, int64_t count, int64_t size) {
-    for (int64_t i = 0; i < count; i++)
+/* Ask for the rows from first on of a run of tokens, all key/value heads of each, in the order of memory. A plain
+ * sequence of addresses is what gets memory's full speed; the order of computation, head by head, gets half of it. */
+static inline void prefetch(const float *base, const int64_t *offsets, int64_t first, int64_t count, int64_t size) {
+    for (int64_t i = first; i < min_of(first + RUN, count); i++)
         for (int64_t d = 0; d < size; d += CACHE_LINE) __builtin_prefetch(base + offsets[i] + d, 0, 1);
 }
 
-/* A chunk of one sequence's keys for all query heads, RUN keys at a time while the next RUN are being fetched. */
+/* A chunk of one sequence's keys for all query heads, RUN keys at a time while those AHEAD are being fetched. */
 static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk) {
     const int64_t seq_len = a->seq_lens[seq], dim = a->head_dim, group = a->num_heads / a->num_kv_heads;
     const int64_t start = a->window > 0 ? max_of(0, seq_len - a->window) : 0, row_size = a->num_kv_heads * dim;
@@ -163,9 +163,9 @@ static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk) 
     int64_t offsets[CHUNK];
     locate(a, seq, 0, first, count, offsets);
     for (int64_t i = 0; i < count; i += RUN) {
-        const int64_t run = min_of(RUN, count - i), next = min_of(RUN, count - i - run);
-        if (next > 0) prefetch(a->keys, offsets + i + run, next, row_size);
-        else prefetch(a->values, offsets, min_of(RUN, count), row_size);
+        const int64_t run = min_of(RUN, count - i), ahead = i + AHEAD;
+        if (ahead < count) prefetch(a->keys, offsets, ahead, count, row_size);
+        else prefetch(a->values, offsets, ahead - count, count, row_size);
         for (int64_t head = 0, step; head < a->num_heads; head += step) {
             step = min_of(ROWS, group - head % group);
             WITH_HEADS(step, dot_keys(a, heads, query + head * dim, a->keys + head / group * dim, offsets + i, run,
@@ -181,7 +181,7 @@ static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk) 
     }
     for (int64_t i = 0; i < count; i += RUN) {
         const int64_t run = min_of(RUN, count - i);
-        prefetch(a->values, offsets + i + run, min_of(RUN, count - i - run), row_size);
+        prefetch(a->values, offsets, i + AHEAD, count, row_size);
         for (int64_t head = 0, step; head < a->num_heads; head += step) {
             step = min_of(ROWS, group - head % group);
             WITH_HEADS(step, add_values(a, heads, partial + head * (dim + 2), dim + 2, scores + head * CHUNK + i, CHUNK,

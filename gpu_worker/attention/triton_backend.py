@@ -1,0 +1,103 @@
+"""How does attention run on a GPU with nothing but torch and Triton?
+
+Lengths, block tables and lists of work are read from device memory, and launches depend on tensor shapes alone: a
+captured graph that holds `prepare` and all layers' `forward` serves every batch of its padded sizes. Rows that are
+padding compute no token: their query_start does not rise, or their length is 0.
+"""
+
+import torch
+
+from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
+from gpu_worker.attention.triton_decode import choose_decode_tile, decode
+from gpu_worker.attention.triton_plan import DecodePlan, plan_decode, plan_prefill
+from gpu_worker.attention.triton_prefill import choose_prefill_tile, prefill
+from gpu_worker.kernels.triton_jit import can_overlap
+
+# Decode programs that one multiprocessor runs at a time.
+_DECODES_PER_MULTIPROCESSOR = 4
+
+
+class TritonAttention:
+    """Sequences that compute one token and those that compute several go through a kernel each.
+
+    `prepare` must run once per step batch before the first layer, on the same stream.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        windows: frozenset[int | None],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Fix the shapes.
+
+        Args:
+            num_heads, num_kv_heads: of this rank.
+            windows: the sliding windows that layers of the model have; None stands for full attention.
+        """
+        group = num_heads // num_kv_heads
+        self._num_kv_heads = num_kv_heads
+        self._windows = windows
+        self._num_slots = _multiprocessors(device) * _DECODES_PER_MULTIPROCESSOR
+        self._overlap = can_overlap(device)
+        self._decode_tile = choose_decode_tile(head_dim, dtype.itemsize, group)
+        self._prefill_tile = choose_prefill_tile(head_dim, dtype.itemsize, group)
+        self._tile_tokens = self._prefill_tile.tokens(group)
+        self._prepared: AttentionMetadata | None = None
+        self._decode_plans: dict[int | None, DecodePlan] = {}
+        self._prefill_items: torch.Tensor | None = None
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """List the work of a step batch, on the device.
+
+        Whether there is work of either kind is told from max_query_len and num_decodes, which are host numbers: in a
+        captured graph for mixed batches they must not rule either out.
+        """
+        query_start, seq_lens = metadata.query_start, metadata.seq_lens
+        self._decode_plans = {}
+        self._prefill_items = None
+        if metadata.num_decodes > 0:
+            self._decode_plans = {
+                window: plan_decode(query_start, seq_lens, window, self._num_kv_heads, self._num_slots, self._overlap)
+                for window in self._windows
+            }
+        if metadata.max_query_len > 1:
+            num_tokens = metadata.slot_mapping.shape[0]
+            self._prefill_items = plan_prefill(query_start, seq_lens, num_tokens, self._tile_tokens, self._overlap)
+        self._prepared = metadata
+
+    def forward(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, params: AttentionParams
+    ) -> torch.Tensor:
+        """See AttentionBackend.forward. Rows of padding are not written."""
+        assert self._prepared is metadata
+        assert query.is_contiguous()
+        assert kv_cache.is_contiguous()
+        assert metadata.block_tables.stride(1) == 1
+        output = torch.empty_like(query)
+        tables, query_start = metadata.block_tables, metadata.query_start
+        if self._prefill_items is not None:
+            prefill(
+                query,
+                kv_cache,
+                output,
+                tables,
+                query_start,
+                metadata.seq_lens,
+                self._prefill_items,
+                params,
+                self._prefill_tile,
+                self._overlap,
+            )
+        if self._decode_plans:
+            plan = self._decode_plans[params.sliding_window]
+            decode(query, kv_cache, output, tables, query_start, plan, params, self._decode_tile, self._overlap)
+        return output.flatten(1)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """How many there are. A CPU interprets the kernels: any number will do."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

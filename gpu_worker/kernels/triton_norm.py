@@ -1,0 +1,93 @@
+"""How is the residual stream added to and normalised in one pass?
+
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", equation 4. One program has one row.
+"""
+
+import torch
+import triton.language as tl
+
+from gpu_worker.kernels.triton_jit import check_contiguous, kernel, next_power_of_2, wait_for_inputs
+
+_ELEMENTS_PER_WARP = 256
+_MAX_WARPS = 16
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -> torch.Tensor:
+    """See Kernels.rms_norm. x: [num_tokens, hidden], weight: [hidden]."""
+    check_contiguous(x, weight)
+    out = torch.empty_like(x)
+    rows, size = x.shape
+    block, warps = _row_shape(size)
+    _norm_kernel[(rows,)](
+        x,
+        x,
+        weight,
+        out,
+        eps,
+        SIZE=size,
+        BLOCK=block,
+        ADD=False,
+        OVERLAP=overlap,
+        num_warps=warps,
+        launch_pdl=overlap,
+    )
+    return out
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool
+) -> torch.Tensor:
+    """See Kernels.add_rms_norm. x, residual: [num_tokens, hidden]; the residual is changed in place."""
+    check_contiguous(x, residual, weight)
+    assert residual.shape == x.shape
+    out = torch.empty_like(x)
+    rows, size = x.shape
+    block, warps = _row_shape(size)
+    _norm_kernel[(rows,)](
+        x,
+        residual,
+        weight,
+        out,
+        eps,
+        SIZE=size,
+        BLOCK=block,
+        ADD=True,
+        OVERLAP=overlap,
+        num_warps=warps,
+        launch_pdl=overlap,
+    )
+    return out
+
+
+def _row_shape(size: int) -> tuple[int, int]:
+    """Elements and warps of a program that has a whole row."""
+    block = next_power_of_2(size)
+    return block, min(max(block // _ELEMENTS_PER_WARP, 1), _MAX_WARPS)
+
+
+@kernel()
+def _norm_kernel(
+    x_ptr: tl.tensor,
+    residual_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    eps: float,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> None:
+    """x, residual, out: [num_tokens, SIZE]; weight: [SIZE]. With ADD, residual += x and the sum is normalised."""
+    columns = tl.arange(0, BLOCK)
+    inside = columns < SIZE
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    wait_for_inputs(OVERLAP)
+    row = tl.program_id(0).to(tl.int64) * SIZE + columns
+    x = tl.load(x_ptr + row, mask=inside, other=0.0)
+    if ADD:
+        # Rounded as it is stored: the norm must see what the next layer will.
+        x = (x.to(tl.float32) + tl.load(residual_ptr + row, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        tl.store(residual_ptr + row, x, mask=inside)
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / SIZE + eps)
+    tl.store(out_ptr + row, (wide * scale * weight).to(x.dtype), mask=inside)

@@ -1,0 +1,240 @@
+"""How is a token drawn for every row of logits without writing noise, and without sorting the vocabulary?
+
+Two launches. The first reads the logits once: each program finds, for a part of one row, the best token after noise
+was added (Gumbel-max: Maddison et al., "A* Sampling", section 2.2). The second takes the best of the parts. That is
+the draw of a row without filters; a greedy row adds no noise. Filtered rows go on from there, see triton_filter.
+
+The vocabulary of a row:    0 ..... GROUP ..... 2 * GROUP ..... PART ........... 2 * PART ..... vocab
+                            group 0 group 1     ...             part 1           ...
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+
+from gpu_worker.kernels.triton_filter import MAX_CANDIDATES, draw_filtered
+from gpu_worker.kernels.triton_gumbel import gumbel
+from gpu_worker.kernels.triton_jit import check_contiguous, kernel, next_power_of_2, wait_for_inputs
+
+_GROUP = 128
+_PART = 4096
+_SCAN_WARPS = 8
+_CHOOSE_WARPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSampling:
+    """Sampling parameters on the device, [num_sampled] each; see gpu_worker.sampler.SamplingBatch.
+
+    temperature, top_p, min_p: float32; top_k: int32; seeds, positions: int64.
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+    positions: torch.Tensor
+
+
+def sample(
+    logits: torch.Tensor, sampling: DeviceSampling, fast: bool, overlap: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token per row.
+
+    Args:
+        logits: [num_sampled, vocab] float32, bfloat16 or float16.
+
+    Returns:
+        Token ids, [num_sampled] int64, and whether all logits of a row are finite, [num_sampled] bool. Where they are
+        not the token means nothing, but is one of the vocabulary.
+    """
+    check_contiguous(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+    check_contiguous(sampling.seeds, sampling.positions)
+    rows, vocab = logits.shape
+    num_parts, num_groups = -(-vocab // _PART), -(-vocab // _GROUP)
+    part_best = logits.new_empty((rows, num_parts, 3), dtype=torch.float32)
+    part_token = logits.new_empty((rows, num_parts, 2), dtype=torch.int32)
+    group_best = logits.new_empty((rows, num_groups), dtype=torch.float32)
+    group_list = logits.new_empty((rows, num_groups), dtype=torch.int32)
+    candidates = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.float32)
+    candidate_tokens = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.int32)
+    tokens = logits.new_empty(rows, dtype=torch.int64)
+    finite = logits.new_empty(rows, dtype=torch.bool)
+    _scan_kernel[(rows, num_parts)](
+        logits,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seeds,
+        sampling.positions,
+        part_best,
+        part_token,
+        group_best,
+        vocab,
+        num_parts,
+        num_groups,
+        PART=_PART,
+        GROUP=_GROUP,
+        FAST=fast,
+        OVERLAP=overlap,
+        num_warps=_SCAN_WARPS,
+        launch_pdl=overlap,
+    )
+    _choose_kernel[(rows,)](
+        logits,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seeds,
+        sampling.positions,
+        part_best,
+        part_token,
+        group_best,
+        group_list,
+        candidates,
+        candidate_tokens,
+        tokens,
+        finite,
+        vocab,
+        num_parts,
+        num_groups,
+        PARTS_BLOCK=next_power_of_2(num_parts),
+        GROUPS_BLOCK=next_power_of_2(num_groups),
+        GROUP=_GROUP,
+        FAST=fast,
+        OVERLAP=overlap,
+        num_warps=_CHOOSE_WARPS,
+        launch_pdl=overlap,
+    )
+    return tokens, finite
+
+
+@kernel()
+def _scan_kernel(
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    min_p_ptr: tl.tensor,
+    seeds_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    part_best_ptr: tl.tensor,
+    part_token_ptr: tl.tensor,
+    group_best_ptr: tl.tensor,
+    vocab: int,
+    num_parts: int,
+    num_groups: int,
+    PART: tl.constexpr,
+    GROUP: tl.constexpr,
+    FAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> None:
+    """One program has one part of one row.
+
+    part_best: [num_sampled, num_parts, 3] float32, the best logit with noise, the best scaled logit, and the sum of
+    exp(scaled - best scaled); part_token: [num_sampled, num_parts, 2] int32, the token with the best noisy logit, and
+    how many logits are not finite; group_best: [num_sampled, num_groups] float32, best scaled logits. What only
+    filters need is written for filtered rows only.
+    """
+    wait_for_inputs(OVERLAP)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    temperature = tl.load(temperature_ptr + row)
+    counters = part * (PART // 4) + tl.arange(0, PART // 4)
+    tokens = counters[:, None] * 4 + tl.arange(0, 4)[None, :]
+    inside = tokens < vocab
+    logits = tl.load(logits_ptr + row * vocab + tokens, mask=inside, other=0.0).to(tl.float32)
+    # Neither NaN nor an infinity is below infinity.
+    wrong = tl.sum(tl.sum((~(tl.abs(logits) < float("inf"))).to(tl.int32), axis=1), axis=0)
+    scaled = tl.where(inside, logits, float("-inf"))
+    noisy = scaled
+    if temperature > 0.0:
+        scaled = scaled / temperature
+        noisy = scaled + gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), counters, FAST)
+    best = tl.max(tl.max(noisy, axis=1), axis=0)
+    token = tl.min(tl.min(tl.where(noisy == best, tokens, vocab), axis=1), axis=0)
+    to_best = part_best_ptr + (row * num_parts + part) * 3
+    to_token = part_token_ptr + (row * num_parts + part) * 2
+    tl.store(to_best, best)
+    tl.store(to_token, token)
+    tl.store(to_token + 1, wrong)
+    filtered = (tl.load(top_k_ptr + row) > 0) | (tl.load(top_p_ptr + row) < 1.0) | (tl.load(min_p_ptr + row) > 0.0)
+    if filtered & (temperature > 0.0):
+        groups = part * (PART // GROUP) + tl.arange(0, PART // GROUP)
+        group_best = tl.max(tl.reshape(scaled, (PART // GROUP, GROUP)), axis=1)
+        tl.store(group_best_ptr + row * num_groups + groups, group_best, mask=groups < num_groups)
+        highest = tl.max(group_best, axis=0)
+        tl.store(to_best + 1, highest)
+        tl.store(to_best + 2, tl.sum(tl.sum(tl.exp(scaled - highest), axis=1), axis=0))
+
+
+@kernel()
+def _choose_kernel(
+    logits_ptr: tl.tensor,
+    temperature_ptr: tl.tensor,
+    top_k_ptr: tl.tensor,
+    top_p_ptr: tl.tensor,
+    min_p_ptr: tl.tensor,
+    seeds_ptr: tl.tensor,
+    positions_ptr: tl.tensor,
+    part_best_ptr: tl.tensor,
+    part_token_ptr: tl.tensor,
+    group_best_ptr: tl.tensor,
+    group_list_ptr: tl.tensor,
+    candidates_ptr: tl.tensor,
+    candidate_tokens_ptr: tl.tensor,
+    tokens_ptr: tl.tensor,
+    finite_ptr: tl.tensor,
+    vocab: int,
+    num_parts: int,
+    num_groups: int,
+    PARTS_BLOCK: tl.constexpr,
+    GROUPS_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    FAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> None:
+    """One program has one row; see _scan_kernel for what it reads and triton_filter for its scratch memory."""
+    wait_for_inputs(OVERLAP)
+    row = tl.program_id(0).to(tl.int64)
+    temperature, top_k = tl.load(temperature_ptr + row), tl.load(top_k_ptr + row)
+    top_p, min_p = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+    parts = tl.arange(0, PARTS_BLOCK)
+    inside = parts < num_parts
+    best = part_best_ptr + (row * num_parts + parts) * 3
+    tokens = part_token_ptr + (row * num_parts + parts) * 2
+    values = tl.load(best, mask=inside, other=float("-inf"))
+    wrong = tl.sum(tl.load(tokens + 1, mask=inside, other=0), axis=0)
+    is_best = values == tl.max(values, axis=0)
+    token = tl.min(tl.where(is_best, tl.load(tokens, mask=inside, other=vocab), vocab), axis=0)
+    filtered = (top_k > 0) | (top_p < 1.0) | (min_p > 0.0)
+    if filtered & (temperature > 0.0) & (wrong == 0):
+        tops = tl.load(best + 1, mask=inside, other=float("-inf"))
+        highest = tl.max(tops, axis=0)
+        mass = tl.sum(tl.load(best + 2, mask=inside, other=0.0) * tl.exp(tops - highest), axis=0)
+        token = draw_filtered(
+            token,
+            highest,
+            mass,
+            logits_ptr + row * vocab,
+            group_best_ptr + row * num_groups,
+            group_list_ptr + row * num_groups,
+            candidates_ptr + row * MAX_CANDIDATES,
+            candidate_tokens_ptr + row * MAX_CANDIDATES,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            tl.load(seeds_ptr + row),
+            tl.load(positions_ptr + row),
+            vocab,
+            num_groups,
+            GROUPS_BLOCK,
+            GROUP,
+            FAST,
+        )
+    tl.store(tokens_ptr + row, tl.minimum(token, vocab - 1).to(tl.int64))
+    tl.store(finite_ptr + row, wrong == 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from scheduler_service.gateway.config import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_STOP_GRACE_S, GatewayConfig
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
-from scheduler_service.gateway.parent_death import die_with_parent
 from scheduler_service.gateway.served_model import read_served_model
 from scheduler_service.gateway.server import serve
 
@@ -21,8 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
-    if flags.die_with_parent:
-        die_with_parent()
     try:
         config = GatewayConfig(
             model=flags.model,
@@ -73,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
     add("--stop-grace-s", type=float, default=DEFAULT_STOP_GRACE_S, help="seconds that open calls have on SIGTERM")
     add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
-    add("--die-with-parent", action="store_true", help="stop when the parent process ends")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser
 

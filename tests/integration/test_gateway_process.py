@@ -1,11 +1,8 @@
 """Does the gateway process start, show its health and its API, and end as an operator expects?"""
 
-import os
-import select
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import grpc
@@ -111,26 +108,6 @@ def test_open_streams_end_resumable_when_the_gateway_is_stopped(
         assert "shutting down" in str(caught.value.details())
         assert scheduler.take(Abort) == Abort((stream_id,))
         assert gateway.process.wait(TIMEOUT_S) == 0
-
-
-def test_gateway_ends_with_its_parent(model: Path, scheduler_address: str) -> None:
-    command = [*gateway_command(model, scheduler_address, "--listen", "127.0.0.1:0"), "--die-with-parent"]
-    script = (
-        "import subprocess, sys\n"
-        f"child = subprocess.Popen({command!r}, stdout=subprocess.PIPE, text=True)\n"
-        "child.stdout.readline()\nprint(child.pid, flush=True)\nsys.stdin.read()\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = os.pidfd_open(int(parent.stdout.readline()))
-    parent.kill()
-    parent.wait()
-    try:
-        readable, _, _ = select.select([child], [], [], TIMEOUT_S)
-        assert readable, "the gateway outlived its parent"
-    finally:
-        os.close(child)
-        parent.communicate()
 
 
 def test_port_in_use_is_told(model: Path, scheduler_address: str) -> None:

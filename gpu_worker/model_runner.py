@@ -126,6 +126,7 @@ class ModelRunner:
             max_model_len=engine.max_model_len,
             load_format=config.load_format,
             on_progress=on_progress,
+            native=native,
         )
         self._sampler = Sampler(kernels)
 

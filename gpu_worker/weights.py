@@ -1,5 +1,6 @@
 """How does a path become a model that computes?"""
 
+import ctypes
 import dataclasses
 import logging
 import time
@@ -51,6 +52,7 @@ def load_model(
     max_model_len: int | None,
     load_format: str,
     on_progress: Callable[[int, int], None],
+    native: ctypes.CDLL | None = None,
 ) -> DecoderModel:
     """Load this rank's part of a model, tensor by tensor: memory peaks at the model and one tensor.
 
@@ -59,13 +61,14 @@ def load_model(
         max_model_len: positions to serve, None for all that the model has.
         load_format: "auto" reads the checkpoint, "dummy" makes random weights of the same shape.
         on_progress: called with bytes done and bytes in all.
+        native: the C kernels for a CPU, None where there are none.
 
     Raises:
         ModelLoadError: see its message.
     """
     started = time.monotonic()
     config = _limit(read_config(path), max_model_len)
-    method = select_linear_method(device, dtype)
+    method = select_linear_method(device, dtype, native)
     source = ProgressSource(_open(path, config, load_format, device, method.weight_dtype), on_progress)
     context = LayerContext(source, kernels, attention, parallel, method, device)
     with torch.inference_mode():

@@ -20,7 +20,7 @@ import torch  # noqa: F401 - loads the OpenMP runtime that the kernels are linke
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("cpu_fused.c", "cpu_attention.c")
+_SOURCES = ("cpu_fused.c", "cpu_attention.c", "cpu_linear.c")
 _HEADERS = ("cpu_math.h",)
 _COMPILERS = ("cc", "gcc", "clang")
 # Nothing of the -ffast-math family: a NaN must come out where it goes in, and no object may change the process's

@@ -1,22 +1,30 @@
 """Which linear method fits a device and a dtype?"""
 
+import ctypes
+
 import torch
 
 from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.quantization.cpu import CpuLinearMethod
 from gpu_worker.quantization.fbgemm import FbgemmLinearMethod
 from gpu_worker.quantization.linear_method import LinearMethod
 from gpu_worker.quantization.onednn import OneDnnLinearMethod
 from gpu_worker.quantization.plain import PlainLinearMethod
 
 
-def select_linear_method(device: torch.device, dtype: torch.dtype) -> LinearMethod:
+def select_linear_method(device: torch.device, dtype: torch.dtype, native: ctypes.CDLL | None) -> LinearMethod:
     """The fastest method that keeps weights in `dtype` on `device`. On a CPU activations are always float32.
+
+    Args:
+        native: the C kernels for a CPU, None where there are none.
 
     Raises:
         ModelLoadError: this CPU cannot do it, or not at a bearable speed.
     """
     if device.type != "cpu":
         return PlainLinearMethod(dtype)
+    if native is not None and dtype in (torch.float32, torch.float16):
+        return CpuLinearMethod(native, dtype)
     if dtype == torch.float32:
         has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return OneDnnLinearMethod() if has_onednn else PlainLinearMethod(dtype)

@@ -152,11 +152,9 @@ def test_two_steps_may_be_sent_before_the_first_is_answered(service: Service, sc
     assert [int.from_bytes(tokens[i : i + 4], "little") for i in (0, 4)] == complete_greedily(service.model, PROMPT, 2)
 
 
-def test_worker_connects_to_a_scheduler_that_starts_later(service: Service) -> None:
-    """Over TCP too; nothing listens at first."""
+def test_worker_greets_a_scheduler_that_comes_after_another(service: Service) -> None:
     with BareScheduler(service.address) as scheduler:
         scheduler.start(ENGINE)
-    # Here the worker follows a scheduler that is gone; the next one hears of it.
     with BareScheduler(service.address) as scheduler:
         assert scheduler.wait(WorkerHello).pid == service.process.pid
 

@@ -10,11 +10,12 @@ import torch
 from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.attention.triton_decode import choose_decode_tile, decode
 from gpu_worker.attention.triton_plan import DecodePlan, plan_decode, plan_prefill
-from gpu_worker.attention.triton_prefill import choose_prefill_tile, prefill
+from gpu_worker.attention.triton_prefill import PrefillPlan, choose_prefill_tile, prefill
 from gpu_worker.kernels.triton_jit import can_overlap
 
-# Decode programs that one multiprocessor runs at a time.
+# Programs that one multiprocessor runs at a time.
 _DECODES_PER_MULTIPROCESSOR = 4
+_PREFILLS_PER_MULTIPROCESSOR = 2
 
 
 class TritonAttention:
@@ -39,16 +40,16 @@ class TritonAttention:
             windows: the sliding windows that layers of the model have; None stands for full attention.
         """
         group = num_heads // num_kv_heads
-        self._num_kv_heads = num_kv_heads
+        multiprocessors = _multiprocessors(device)
+        self._shape = (num_heads, num_kv_heads, head_dim, dtype.itemsize)
         self._windows = windows
-        self._num_slots = _multiprocessors(device) * _DECODES_PER_MULTIPROCESSOR
+        self._num_decode_slots = multiprocessors * _DECODES_PER_MULTIPROCESSOR
+        self._num_prefill_slots = multiprocessors * _PREFILLS_PER_MULTIPROCESSOR
         self._overlap = can_overlap(device)
         self._decode_tile = choose_decode_tile(head_dim, dtype.itemsize, group)
-        self._prefill_tile = choose_prefill_tile(head_dim, dtype.itemsize, group)
-        self._tile_tokens = self._prefill_tile.tokens(group)
         self._prepared: AttentionMetadata | None = None
         self._decode_plans: dict[int | None, DecodePlan] = {}
-        self._prefill_items: torch.Tensor | None = None
+        self._prefill_plan: PrefillPlan | None = None
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """List the work of a step batch, on the device.
@@ -57,16 +58,19 @@ class TritonAttention:
         captured graph for mixed batches they must not rule either out.
         """
         query_start, seq_lens = metadata.query_start, metadata.seq_lens
+        num_heads, num_kv_heads, head_dim, itemsize = self._shape
         self._decode_plans = {}
-        self._prefill_items = None
+        self._prefill_plan = None
         if metadata.num_decodes > 0:
             self._decode_plans = {
-                window: plan_decode(query_start, seq_lens, window, self._num_kv_heads, self._num_slots, self._overlap)
+                window: plan_decode(query_start, seq_lens, window, num_kv_heads, self._num_decode_slots)
                 for window in self._windows
             }
         if metadata.max_query_len > 1:
-            num_tokens = metadata.slot_mapping.shape[0]
-            self._prefill_items = plan_prefill(query_start, seq_lens, num_tokens, self._tile_tokens, self._overlap)
+            num_tokens, group = metadata.slot_mapping.shape[0], num_heads // num_kv_heads
+            tile = choose_prefill_tile(head_dim, itemsize, num_tokens * num_heads, group, self._num_prefill_slots)
+            items = plan_prefill(query_start, seq_lens, num_tokens, tile.tokens(group))
+            self._prefill_plan = PrefillPlan(items, tile)
         self._prepared = metadata
 
     def forward(
@@ -79,7 +83,7 @@ class TritonAttention:
         assert metadata.block_tables.stride(1) == 1
         output = torch.empty_like(query)
         tables, query_start = metadata.block_tables, metadata.query_start
-        if self._prefill_items is not None:
+        if self._prefill_plan is not None:
             prefill(
                 query,
                 kv_cache,
@@ -87,9 +91,8 @@ class TritonAttention:
                 tables,
                 query_start,
                 metadata.seq_lens,
-                self._prefill_items,
+                self._prefill_plan,
                 params,
-                self._prefill_tile,
                 self._overlap,
             )
         if self._decode_plans:

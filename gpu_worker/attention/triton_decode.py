@@ -13,8 +13,8 @@ import triton.language as tl
 
 from gpu_worker.attention.backend import AttentionParams
 from gpu_worker.attention.triton_plan import DECODE_FIELDS, DecodePlan
-from gpu_worker.attention.triton_tile import load_keys, load_values, scores_of
-from gpu_worker.kernels.triton_jit import device_function, kernel, next_power_of_2, wait_for_inputs
+from gpu_worker.attention.triton_tile import load_keys, load_values, prefetch_tile, scores_of
+from gpu_worker.kernels.triton_jit import device_function, kernel, launch_next, next_power_of_2, wait_for_inputs
 
 # The least rows of a matrix instruction.
 _MIN_ROWS = 16
@@ -132,22 +132,29 @@ def _decode_kernel(
 ) -> None:
     """See decode. partials: [items, NUM_HEADS, HEAD_DIM], not yet divided by their sums; statistics: [items,
     NUM_HEADS, 2], each part's largest score (times log2 e) and sum of weights."""
-    wait_for_inputs(OVERLAP)
+    launch_next(OVERLAP)
     head = tl.program_id(0)
     item = tl.program_id(1)
+    # The plan, the tables and all but the newest keys and values are there already, so what is known of the work is
+    # read, and its first tile sent for, while the kernel before still makes the query.
     fields = items_ptr + item * DECODE_FIELDS
     start, end = tl.load(fields + 1), tl.load(fields + 2)
+    sequence = tl.maximum(tl.load(fields), 0)
+    token = tl.load(query_start_ptr + sequence).to(tl.int64)
+    table = tables_ptr + sequence.to(tl.int64) * table_stride
+    keys_ptr = cache_ptr + head * HEAD_DIM
+    values_ptr = keys_ptr + num_blocks.to(tl.int64) * (BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM)
+    if OVERLAP and end > start:
+        prefetch_tile(
+            keys_ptr, values_ptr, table, start, end, NUM_KV_HEADS, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, OVERLAP
+        )
+    wait_for_inputs(OVERLAP)
     if end > start:
-        sequence = tl.load(fields)
         rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM_BLOCK)
         in_tile = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-        token = tl.load(query_start_ptr + sequence).to(tl.int64)
         row_heads = token * NUM_HEADS + head * GROUP + rows
         places = row_heads[:, None] * HEAD_DIM + dims[None, :]
         query = tl.load(query_ptr + places, mask=in_tile, other=0.0)
-        table = tables_ptr + sequence.to(tl.int64) * table_stride
-        keys_ptr = cache_ptr + head * HEAD_DIM
-        values_ptr = keys_ptr + num_blocks.to(tl.int64) * (BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM)
         largest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         result = tl.zeros([ROWS, DIM_BLOCK], tl.float32)

@@ -5,7 +5,7 @@ every batch that fits its sizes, and the host does nothing. Each list is sorted 
 and no multiprocessor works alone at the end. Nothing is sorted for it: an item's place is the count of those before
 it, and every program of a plan counts for its own sequences.
 
-    decode item    (sequence, first key, end of keys, first item of the sequence, items of the sequence, 0, 0, 0)
+    decode item    (sequence, first key, end of keys, first item of the sequence, items of the sequence), 3 unused
     prefill item   (sequence, tile of its queries)
 
 Items past the last have no keys, and sequence -1.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import triton.language as tl
 
-from gpu_worker.kernels.triton_jit import device_function, kernel, next_power_of_2, wait_for_inputs
+from gpu_worker.kernels.triton_jit import device_function, kernel
 
 DECODE_FIELDS = tl.constexpr(8)
 PREFILL_FIELDS = tl.constexpr(2)
@@ -24,7 +24,9 @@ PREFILL_FIELDS = tl.constexpr(2)
 # Tokens a split sequence's part has at least and is a multiple of: a tile of the decode kernel.
 _SPLIT_STEP = 64
 # A part is this share, in eighths, of what each program slot of the device has to do on average.
-_SHARE_EIGHTHS = 6
+_SHARE_EIGHTHS = 4
+# One program merges all parts of a sequence.
+_MAX_PARTS = 32
 _SEQUENCES_PER_PROGRAM = 16
 _TILES_PER_STEP = 16
 _MAX_COLUMNS = 256
@@ -48,7 +50,6 @@ def plan_decode(
     window: int | None,
     num_kv_heads: int,
     num_slots: int,
-    overlap: bool,
 ) -> DecodePlan:
     """Split long sequences so that all program slots of the device have work.
 
@@ -60,12 +61,10 @@ def plan_decode(
     num_seqs = seq_lens.shape[0]
     max_items = max_decode_items(num_seqs, num_kv_heads, num_slots)
     items = seq_lens.new_empty((max_items, DECODE_FIELDS.value))
-    arrivals = seq_lens.new_empty((max_items, num_kv_heads))
     _plan_decode_kernel[(-(-num_seqs // _SEQUENCES_PER_PROGRAM),)](
         query_start,
         seq_lens,
         items,
-        arrivals,
         num_seqs,
         max_items,
         WINDOW=window or 0,
@@ -73,13 +72,12 @@ def plan_decode(
         NUM_SLOTS=num_slots,
         STEP=_SPLIT_STEP,
         EIGHTHS=_SHARE_EIGHTHS,
+        MAX_PARTS=_MAX_PARTS,
         ROWS=_SEQUENCES_PER_PROGRAM,
         COLUMNS=_MAX_COLUMNS,
-        HEADS_BLOCK=next_power_of_2(num_kv_heads),
-        OVERLAP=overlap,
-        launch_pdl=overlap,
     )
-    return DecodePlan(items, arrivals)
+    # A launch of its own and without overlap, so that the items are seen by kernels that read them before they wait.
+    return DecodePlan(items, seq_lens.new_zeros((max_items, num_kv_heads)))
 
 
 def max_decode_items(num_seqs: int, num_kv_heads: int, num_slots: int) -> int:
@@ -91,9 +89,7 @@ def max_decode_items(num_seqs: int, num_kv_heads: int, num_slots: int) -> int:
     return num_seqs + -(-num_slots * 8 // (num_kv_heads * _SHARE_EIGHTHS))
 
 
-def plan_prefill(
-    query_start: torch.Tensor, seq_lens: torch.Tensor, num_tokens: int, tile_tokens: int, overlap: bool
-) -> torch.Tensor:
+def plan_prefill(query_start: torch.Tensor, seq_lens: torch.Tensor, num_tokens: int, tile_tokens: int) -> torch.Tensor:
     """Cut the queries of the sequences that compute several tokens into tiles of `tile_tokens`: [max_items, 2] int32.
 
     query_start: [num_seqs + 1] int32, seq_lens: [num_seqs] int32.
@@ -110,8 +106,6 @@ def plan_prefill(
         TILE_TOKENS=tile_tokens,
         ROWS=_TILES_PER_STEP,
         COLUMNS=_MAX_COLUMNS,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
     )
     return items
 
@@ -131,9 +125,9 @@ def _decode_lengths(
 
 
 @device_function
-def _part_tokens(lengths: tl.tensor, share: tl.tensor, STEP: tl.constexpr) -> tl.tensor:
+def _part_tokens(lengths: tl.tensor, share: tl.tensor, STEP: tl.constexpr, MAX_PARTS: tl.constexpr) -> tl.tensor:
     """Into parts of how many keys each sequence is cut: about `share`, equal parts, a multiple of STEP above 0."""
-    parts = tl.maximum((lengths + share // 2) // share, 1)
+    parts = tl.minimum(tl.maximum((lengths + share // 2) // share, 1), MAX_PARTS)
     return tl.maximum((lengths + parts - 1) // parts + STEP - 1, STEP) // STEP * STEP
 
 
@@ -142,7 +136,6 @@ def _plan_decode_kernel(
     query_start_ptr: tl.tensor,
     seq_lens_ptr: tl.tensor,
     items_ptr: tl.tensor,
-    arrivals_ptr: tl.tensor,
     num_seqs: int,
     max_items: int,
     WINDOW: tl.constexpr,
@@ -150,13 +143,11 @@ def _plan_decode_kernel(
     NUM_SLOTS: tl.constexpr,
     STEP: tl.constexpr,
     EIGHTHS: tl.constexpr,
+    MAX_PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HEADS_BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """One program makes the items of ROWS sequences. query_start: [num_seqs + 1], seq_lens: [num_seqs]."""
-    wait_for_inputs(OVERLAP)
     total = tl.zeros([], tl.int32)
     for first in range(0, num_seqs, COLUMNS):
         others = first + tl.arange(0, COLUMNS)
@@ -166,14 +157,14 @@ def _plan_decode_kernel(
 
     own = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lengths = _decode_lengths(query_start_ptr, seq_lens_ptr, own, num_seqs, WINDOW)
-    tokens = _part_tokens(lengths, share, STEP)
+    tokens = _part_tokens(lengths, share, STEP, MAX_PARTS)
     parts = (lengths + tokens - 1) // tokens
     place = tl.zeros([ROWS], tl.int32)
     num_items = 0
     for first in range(0, num_seqs, COLUMNS):
         others = first + tl.arange(0, COLUMNS)
         their_lengths = _decode_lengths(query_start_ptr, seq_lens_ptr, others, num_seqs, WINDOW)
-        their_tokens = _part_tokens(their_lengths, share, STEP)
+        their_tokens = _part_tokens(their_lengths, share, STEP, MAX_PARTS)
         their_parts = (their_lengths + their_tokens - 1) // their_tokens
         longer = their_lengths[None, :] > lengths[:, None]
         same = their_lengths[None, :] == lengths[:, None]
@@ -183,7 +174,6 @@ def _plan_decode_kernel(
 
     seq_lens = tl.load(seq_lens_ptr + own, mask=own < num_seqs, other=0)
     start = seq_lens - lengths
-    heads = tl.arange(0, HEADS_BLOCK)
     for part in range(tl.max(parts, axis=0)):
         exists = part < parts
         item = items_ptr + (place + part) * DECODE_FIELDS
@@ -192,8 +182,6 @@ def _plan_decode_kernel(
         tl.store(item + 2, tl.minimum(start + (part + 1) * tokens, seq_lens), mask=exists)
         tl.store(item + 3, place, mask=exists)
         tl.store(item + 4, parts, mask=exists)
-        arrivals = arrivals_ptr + (place + part)[:, None] * NUM_KV_HEADS + heads[None, :]
-        tl.store(arrivals, 0, mask=exists[:, None] & (heads < NUM_KV_HEADS)[None, :])
     if tl.program_id(0) == 0:
         for first in range(num_items, max_items, COLUMNS):
             rest = first + tl.arange(0, COLUMNS)
@@ -228,14 +216,12 @@ def _plan_prefill_kernel(
     TILE_TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ) -> None:
     """One program makes the items of one sequence. A tile's work are the keys up to its end.
 
     Another sequence has tiles with more work from tile floor((work - its context) / TILE_TOKENS) on, and tiles with
     as much from ceil(...) - 1 on. query_start: [num_seqs + 1], seq_lens: [num_seqs].
     """
-    wait_for_inputs(OVERLAP)
     own = tl.program_id(0)
     context, num_tiles = _prefill_tiles(query_start_ptr, seq_lens_ptr, own, num_seqs, TILE_TOKENS)
     num_items = 0

@@ -24,26 +24,46 @@ _LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True, slots=True)
 class PrefillTile:
-    """Rows (queries times heads) and keys of a program's tiles."""
+    """Rows (queries times heads) and keys of a program's tiles.
+
+    With `max_registers` a thread has fewer than it would like, and two programs share a multiprocessor: the one's
+    products run while the other takes its exponentials.
+    """
 
     rows: int
     keys: int
     stages: int
     warps: int
+    max_registers: int | None = None
 
     def tokens(self, group: int) -> int:
         """Tokens in a tile of rows when `group` query heads read one key/value head."""
         return self.rows // group
 
 
-def choose_prefill_tile(head_dim: int, itemsize: int, group: int) -> PrefillTile:
-    """The fastest shape that fits. Source: benchmarks/kernels.py."""
-    dim_block = next_power_of_2(head_dim)
+@dataclass(frozen=True, slots=True)
+class PrefillPlan:
+    """Work on the sequences that compute several tokens: items of plan_prefill, [max_items, 2] int32, for a tile."""
+
+    items: torch.Tensor
+    tile: PrefillTile
+
+
+def choose_prefill_tile(head_dim: int, itemsize: int, num_rows: int, group: int, num_slots: int) -> PrefillTile:
+    """The fastest shape: large tiles where there are enough of them to go round. Source: benchmarks/kernels.py.
+
+    Args:
+        num_rows: queries times heads of the whole batch.
+        num_slots: large tiles that the device works on at a time.
+    """
+    dim_block, group_block = next_power_of_2(head_dim), next_power_of_2(group)
     if itemsize > 2:
-        return PrefillTile(max(32, next_power_of_2(group)), keys=32, stages=2, warps=8)
-    rows = max(128, next_power_of_2(group))
-    keys = 64 if dim_block <= 128 else 32
-    return PrefillTile(rows, keys, stages=3, warps=8 if dim_block * rows >= 128 * 128 else 4)
+        return PrefillTile(max(32, group_block), keys=32, stages=2, warps=8)
+    if dim_block > 128:
+        return PrefillTile(max(128, group_block), keys=32, stages=3, warps=8)
+    if num_rows >= num_slots * 128:
+        return PrefillTile(max(128, group_block), keys=64, stages=3, warps=8, max_registers=128)
+    return PrefillTile(max(64, group_block), keys=64, stages=3, warps=4 if group_block <= 64 else 8)
 
 
 def prefill(
@@ -53,9 +73,8 @@ def prefill(
     block_tables: torch.Tensor,
     query_start: torch.Tensor,
     seq_lens: torch.Tensor,
-    items: torch.Tensor,
+    plan: PrefillPlan,
     params: AttentionParams,
-    tile: PrefillTile,
     overlap: bool,
 ) -> None:
     """Fill the output rows of the sequences that compute several tokens.
@@ -64,16 +83,15 @@ def prefill(
         query, output: [num_tokens, num_heads, head_dim].
         kv_cache: [2, num_blocks, block_size, num_kv_heads, head_dim].
         block_tables: [num_seqs, max_blocks] int32.
-        items: of plan_prefill, for this tile's tokens.
     """
     _, num_heads, head_dim = query.shape
     _, _, block_size, num_kv_heads, _ = kv_cache.shape
-    group = num_heads // num_kv_heads
-    _prefill_kernel[(num_kv_heads, items.shape[0])](
+    group, tile = num_heads // num_kv_heads, plan.tile
+    _prefill_kernel[(num_kv_heads, plan.items.shape[0])](
         query,
         kv_cache,
         output,
-        items,
+        plan.items,
         query_start,
         seq_lens,
         block_tables,
@@ -95,6 +113,7 @@ def prefill(
         SOFT_CAP=params.soft_cap is not None,
         OVERLAP=overlap,
         num_warps=tile.warps,
+        maxnreg=tile.max_registers,
         launch_pdl=overlap,
     )
 

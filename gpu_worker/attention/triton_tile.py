@@ -2,7 +2,9 @@
 
 import triton.language as tl
 
-from gpu_worker.kernels.triton_jit import device_function
+from gpu_worker.kernels.triton_jit import device_function, prefetch_lines
+
+_LINE_BITS = tl.constexpr(1024)
 
 
 @device_function
@@ -39,6 +41,33 @@ def load_values(
     if HEAD_DIM < DIM_BLOCK:
         inside = inside & (dims < HEAD_DIM)[None, :]
     return tl.load(cache_ptr + tokens[:, None] + dims[None, :], mask=inside, other=0.0)
+
+
+@device_function
+def prefetch_tile(
+    keys_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    table_ptr: tl.tensor,
+    start: tl.tensor,
+    end: tl.tensor,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_BLOCK: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> None:
+    """Have the keys and values at positions start .. end, at most KEYS of them, brought into the L2 cache."""
+    line: tl.constexpr = _LINE_BITS // keys_ptr.dtype.element_ty.primitive_bitwidth
+    num_lines: tl.constexpr = DIM_BLOCK // line if line < DIM_BLOCK else 1
+    positions = start + tl.arange(0, KEYS)
+    # Positions past the end stand for the last one: it is asked for again, which costs next to nothing.
+    positions = tl.minimum(positions, end - 1)
+    blocks = tl.load(table_ptr + positions // BLOCK_SIZE).to(tl.int64)
+    tokens = (blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * (NUM_KV_HEADS * HEAD_DIM)
+    lines = tokens[:, None] + tl.minimum(tl.arange(0, num_lines) * line, HEAD_DIM - 1)[None, :]
+    prefetch_lines(keys_ptr + lines, OVERLAP)
+    prefetch_lines(values_ptr + lines, OVERLAP)
 
 
 @device_function

@@ -19,7 +19,7 @@ import triton.language as tl
 from gpu_worker.kernels.triton_gumbel import gumbel, gumbel_of_tokens
 from gpu_worker.kernels.triton_jit import device_function
 
-MAX_CANDIDATES = tl.constexpr(2048)
+MAX_CANDIDATES = tl.constexpr(4096)
 # The key of -inf; below it are no keys.
 _LOWEST_KEY = tl.constexpr(-2139095041)
 _NO_KEY = tl.constexpr(-2147483648)
@@ -37,7 +37,7 @@ def draw_filtered(
     list_ptr: tl.tensor,
     candidates_ptr: tl.tensor,
     candidate_tokens_ptr: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
     min_p: tl.tensor,
@@ -53,6 +53,7 @@ def draw_filtered(
 
     Args:
         token: the draw without filters.
+        inverse: of the temperature.
         highest, mass: of the row's scaled logits the largest, and the sum of exp(scaled - highest).
         logits_ptr, group_best_ptr: the row's logits, and each group's best scaled one.
         list_ptr, candidates_ptr, candidate_tokens_ptr: scratch of num_groups and twice MAX_CANDIDATES elements.
@@ -71,12 +72,12 @@ def draw_filtered(
         num_listed = _list_groups(group_keys, tl.maximum(bound, least), list_ptr, GROUPS_BLOCK)
         count = _gather(
             logits_ptr, list_ptr, num_listed, tl.maximum(bound, least), candidates_ptr, candidate_tokens_ptr,
-            temperature, vocab, num_groups, GROUP,
+            inverse, vocab, num_groups, GROUP,
         )  # fmt: skip
         if count > MAX_CANDIDATES:
             least = tl.maximum(
                 least,
-                _kth_key(logits_ptr, list_ptr, num_listed, top_k, bound, end, temperature, vocab, num_groups, GROUP),
+                _kth_key(logits_ptr, list_ptr, num_listed, top_k, bound, end, inverse, vocab, num_groups, GROUP),
             )
     if count <= MAX_CANDIDATES:
         token = _draw_candidate(
@@ -84,10 +85,16 @@ def draw_filtered(
         )
     else:
         token = _draw_by_rejection(
-            token, highest, mass, least, group_keys, logits_ptr, list_ptr, temperature, top_p, seed, position, vocab,
+            token, highest, mass, least, group_keys, logits_ptr, list_ptr, inverse, top_p, seed, position, vocab,
             num_groups, GROUPS_BLOCK, GROUP, FAST,
         )  # fmt: skip
     return token
+
+
+@device_function
+def inverse_of(temperature: tl.tensor) -> tl.tensor:
+    """What logits are multiplied by: finite, so that a zero stays one."""
+    return tl.minimum(1.0 / temperature, 3e38)
 
 
 @device_function
@@ -132,7 +139,7 @@ def _read_groups(
     list_ptr: tl.tensor,
     first: tl.tensor,
     num_listed: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     vocab: int,
     num_groups: int,
     GROUP: tl.constexpr,
@@ -142,7 +149,7 @@ def _read_groups(
     groups = tl.load(list_ptr + places, mask=places < num_listed, other=num_groups)
     tokens = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     logits = tl.load(logits_ptr + tokens, mask=tokens < vocab, other=float("-inf")).to(tl.float32)
-    return groups, tokens, logits / temperature
+    return groups, tokens, logits * inverse
 
 
 @device_function
@@ -153,7 +160,7 @@ def _gather(
     least: tl.tensor,
     candidates_ptr: tl.tensor,
     candidate_tokens_ptr: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     vocab: int,
     num_groups: int,
     GROUP: tl.constexpr,
@@ -164,7 +171,7 @@ def _gather(
     """
     count = tl.zeros([], tl.int32)
     for first in range(0, num_listed, _GROUPS):
-        _, tokens, scaled = _read_groups(logits_ptr, list_ptr, first, num_listed, temperature, vocab, num_groups, GROUP)
+        _, tokens, scaled = _read_groups(logits_ptr, list_ptr, first, num_listed, inverse, vocab, num_groups, GROUP)
         tokens, scaled = tokens.reshape(_GROUPS * GROUP), scaled.reshape(_GROUPS * GROUP)
         taken = (_key_of(scaled) >= least) & (tokens < vocab)
         places = count + tl.cumsum(taken.to(tl.int32), axis=0) - 1
@@ -184,7 +191,7 @@ def _kth_key(
     top_k: tl.tensor,
     low: tl.tensor,
     end: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     vocab: int,
     num_groups: int,
     GROUP: tl.constexpr,
@@ -194,9 +201,7 @@ def _kth_key(
         middle = _middle(low, end)
         counts = tl.zeros([_GROUPS, GROUP], tl.int32)
         for first in range(0, num_listed, _GROUPS):
-            _, tokens, scaled = _read_groups(
-                logits_ptr, list_ptr, first, num_listed, temperature, vocab, num_groups, GROUP
-            )
+            _, tokens, scaled = _read_groups(logits_ptr, list_ptr, first, num_listed, inverse, vocab, num_groups, GROUP)
             counts += ((_key_of(scaled) >= middle) & (tokens < vocab)).to(tl.int32)
         reached = tl.sum(tl.sum(counts, axis=1), axis=0) >= top_k
         low = tl.where(reached, middle, low)
@@ -243,7 +248,7 @@ def _draw_by_rejection(
     group_keys: tl.tensor,
     logits_ptr: tl.tensor,
     list_ptr: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     top_p: tl.tensor,
     seed: tl.tensor,
     position: tl.tensor,
@@ -259,21 +264,23 @@ def _draw_by_rejection(
     """
     if (least > _LOWEST_KEY) & (top_p < 1.0):
         num_listed = _list_groups(group_keys, least, list_ptr, GROUPS_BLOCK)
-        mass = _mass_from(logits_ptr, list_ptr, num_listed, least, highest, temperature, vocab, num_groups, GROUP)
+        mass = _mass_from(logits_ptr, list_ptr, num_listed, least, highest, inverse, vocab, num_groups, GROUP)
     goal = tl.where(top_p < 1.0, top_p * mass, float("inf"))
     top = _key_of(highest)
-    key = _key_of(tl.load(logits_ptr + tl.minimum(token, vocab - 1)).to(tl.float32) / temperature)
-    # `key` is rejected if it is below `least`: then the search starts at `least`, else above `key`.
+    key = _key_of(tl.load(logits_ptr + tl.minimum(token, vocab - 1)).to(tl.float32) * inverse)
+    # A token below `least` is rejected: the search starts at `least`, else above the token.
     above = tl.where(key < least, least, key + 1)
-    num_listed = _list_groups(group_keys, above, list_ptr, GROUPS_BLOCK)
-    exceeding = _mass_from(logits_ptr, list_ptr, num_listed, above, highest, temperature, vocab, num_groups, GROUP)
-    while (key < top) & ((key < least) | (exceeding >= goal)):
-        token, key = _best_from(
-            logits_ptr, list_ptr, num_listed, above, temperature, seed, position, vocab, num_groups, GROUP, FAST
-        )
-        above = key + 1
+    searching = key < top
+    while searching:
         num_listed = _list_groups(group_keys, above, list_ptr, GROUPS_BLOCK)
-        exceeding = _mass_from(logits_ptr, list_ptr, num_listed, above, highest, temperature, vocab, num_groups, GROUP)
+        exceeding = _mass_from(logits_ptr, list_ptr, num_listed, above, highest, inverse, vocab, num_groups, GROUP)
+        rejected = (key < least) | (exceeding >= goal)
+        if rejected:
+            token, key = _best_from(
+                logits_ptr, list_ptr, num_listed, above, inverse, seed, position, vocab, num_groups, GROUP, FAST
+            )
+            above = key + 1
+        searching = rejected & (key < top)
     return token
 
 
@@ -284,7 +291,7 @@ def _mass_from(
     num_listed: tl.tensor,
     least: tl.tensor,
     highest: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     vocab: int,
     num_groups: int,
     GROUP: tl.constexpr,
@@ -292,7 +299,7 @@ def _mass_from(
     """Sum of exp(scaled - highest) over the listed groups' tokens at or above `least`."""
     sums = tl.zeros([_GROUPS, GROUP], tl.float32)
     for first in range(0, num_listed, _GROUPS):
-        _, _, scaled = _read_groups(logits_ptr, list_ptr, first, num_listed, temperature, vocab, num_groups, GROUP)
+        _, _, scaled = _read_groups(logits_ptr, list_ptr, first, num_listed, inverse, vocab, num_groups, GROUP)
         sums += tl.where(_key_of(scaled) >= least, tl.exp(scaled - highest), 0.0)
     return tl.sum(tl.sum(sums, axis=1), axis=0)
 
@@ -303,7 +310,7 @@ def _best_from(
     list_ptr: tl.tensor,
     num_listed: tl.tensor,
     least: tl.tensor,
-    temperature: tl.tensor,
+    inverse: tl.tensor,
     seed: tl.tensor,
     position: tl.tensor,
     vocab: int,
@@ -316,7 +323,7 @@ def _best_from(
     best_tokens = tl.full([_GROUPS, GROUP], 0, tl.int32)
     for first in range(0, num_listed, _GROUPS):
         groups, tokens, scaled = _read_groups(
-            logits_ptr, list_ptr, first, num_listed, temperature, vocab, num_groups, GROUP
+            logits_ptr, list_ptr, first, num_listed, inverse, vocab, num_groups, GROUP
         )
         counters = groups[:, None] * (GROUP // 4) + tl.arange(0, GROUP // 4)[None, :]
         noise = gumbel(seed, position, counters.reshape(_GROUPS * GROUP // 4), FAST).reshape(_GROUPS, GROUP)
@@ -325,5 +332,5 @@ def _best_from(
         best = tl.maximum(best, noisy)
     highest = tl.max(tl.max(best, axis=1), axis=0)
     token = tl.min(tl.min(tl.where(best == highest, best_tokens, vocab), axis=1), axis=0)
-    key = _key_of(tl.load(logits_ptr + tl.minimum(token, vocab - 1)).to(tl.float32) / temperature)
+    key = _key_of(tl.load(logits_ptr + tl.minimum(token, vocab - 1)).to(tl.float32) * inverse)
     return token, key

@@ -76,7 +76,8 @@ def _noise_of(words: tl.tensor, FAST: tl.constexpr) -> tl.tensor:
     FAST takes the GPU's approximate logarithms. Their error is absolute, so near 1, where the inner logarithm is small,
     the first terms of its series stand in; then the noise is right to 1e-5.
     """
-    uniform = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    # The upper 23 bits as the fraction of a float in 1 .. 2, from which 1 - 2**-24 is taken: exact, and no conversion.
+    uniform = ((words >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
     if FAST:
         rest = 1.0 - uniform
         series = rest * (1.0 + rest * (1 / 2 + rest * (1 / 3 + rest * (1 / 4 + rest * (1 / 5)))))

@@ -57,6 +57,20 @@ def launch_next(overlap: tl.constexpr) -> None:
         gdc_launch_dependents()
 
 
+@device_function
+def prefetch_lines(line_ptrs: tl.tensor, overlap: tl.constexpr) -> None:
+    """Have the cache line of each pointer brought into the L2 cache; nothing waits for them."""
+    if overlap:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [line_ptrs.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
 def can_overlap(device: torch.device) -> bool:
     """Whether kernels may be launched before their predecessors end on this device."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_CAPABILITY

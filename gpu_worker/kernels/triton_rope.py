@@ -14,6 +14,7 @@ from gpu_worker.kernels.triton_jit import (
     check_contiguous,
     device_function,
     kernel,
+    launch_next,
     next_power_of_2,
     shared_dtype,
     wait_for_inputs,
@@ -97,37 +98,42 @@ def _rope_and_cache_kernel(
 ) -> None:
     """qkv: [num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM]; query: [num_tokens, NUM_HEADS, HEAD_DIM]; cache: [2,
     num_blocks, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM]."""
-    wait_for_inputs(OVERLAP)
+    launch_next(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_query = heads < NUM_HEADS
     is_value = heads >= NUM_HEADS + NUM_KV_HEADS
     is_head = heads < NUM_HEADS + 2 * NUM_KV_HEADS
+    low, high = tl.arange(0, HALF_BLOCK), 2 * HALF + tl.arange(0, REST_BLOCK)
+    # Where tokens are and go was known before the first layer, so it is read before the product is there.
+    angles = cos_sin_ptr + tl.load(positions_ptr + token) * 2 * HALF + low
+    cos = tl.load(angles, mask=low < HALF, other=0.0)[None, :]
+    sin = tl.load(angles + HALF, mask=low < HALF, other=0.0)[None, :]
+    slot = tl.load(slots_ptr + token)
+    if NORM:
+        first_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, low, low < HALF)
+        second_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, HALF + low, low < HALF)
+        rest_weight = _norm_weight(q_norm_ptr, k_norm_ptr, is_query, high, high < HEAD_DIM)
+    wait_for_inputs(OVERLAP)
 
     source = qkv_ptr + (token * (NUM_HEADS + 2 * NUM_KV_HEADS) + heads) * HEAD_DIM
-    low = tl.arange(0, HALF_BLOCK)
     in_half = is_head[:, None] & (low < HALF)[None, :]
     first = tl.load(source[:, None] + low[None, :], mask=in_half, other=0.0)
     second = tl.load(source[:, None] + HALF + low[None, :], mask=in_half, other=0.0)
-    # Not used, and free of any cost, where the whole head is rotated.
-    high = 2 * HALF + tl.arange(0, REST_BLOCK)
+    # Empty where the whole head is rotated.
     in_rest = is_head[:, None] & (high < HEAD_DIM)[None, :]
     rest = tl.load(source[:, None] + high[None, :], mask=in_rest, other=0.0)
     if NORM:
         total = _row_squares(first) + _row_squares(second) + _row_squares(rest)
         scale = tl.rsqrt(total / HEAD_DIM + eps)
-        first = _normalise(first, scale, low, q_norm_ptr, k_norm_ptr, is_query, is_value, low < HALF)
-        second = _normalise(second, scale, HALF + low, q_norm_ptr, k_norm_ptr, is_query, is_value, low < HALF)
-        rest = _normalise(rest, scale, high, q_norm_ptr, k_norm_ptr, is_query, is_value, high < HEAD_DIM)
+        first = _normalise(first, scale, first_weight, is_value)
+        second = _normalise(second, scale, second_weight, is_value)
+        rest = _normalise(rest, scale, rest_weight, is_value)
 
-    angles = cos_sin_ptr + tl.load(positions_ptr + token) * 2 * HALF + low
-    cos = tl.load(angles, mask=low < HALF, other=0.0)[None, :]
-    sin = tl.load(angles + HALF, mask=low < HALF, other=0.0)[None, :]
     x, y = first.to(tl.float32), second.to(tl.float32)
     first = tl.where(is_value[:, None], first, (x * cos - y * sin).to(first.dtype))
     second = tl.where(is_value[:, None], second, (y * cos + x * sin).to(second.dtype))
 
-    slot = tl.load(slots_ptr + token)
     to_query = query_ptr + (token * NUM_HEADS + heads) * HEAD_DIM
     kv_head = tl.where(is_value, heads - NUM_KV_HEADS, heads) - NUM_HEADS
     row = tl.where(is_value, num_blocks.to(tl.int64) * BLOCK_SIZE, 0) + slot
@@ -149,19 +155,17 @@ def _row_squares(x: tl.tensor) -> tl.tensor:
 
 
 @device_function
-def _normalise(
-    x: tl.tensor,
-    scale: tl.tensor,
-    columns: tl.tensor,
-    q_norm_ptr: tl.tensor,
-    k_norm_ptr: tl.tensor,
-    is_query: tl.tensor,
-    is_value: tl.tensor,
-    inside: tl.tensor,
+def _norm_weight(
+    q_norm_ptr: tl.tensor, k_norm_ptr: tl.tensor, is_query: tl.tensor, columns: tl.tensor, inside: tl.tensor
 ) -> tl.tensor:
-    """Queries and keys times their scale and weight, rounded to their dtype; values as they are."""
+    """Norm weights of some columns of each head: [heads, columns] float32."""
     of_query = tl.load(q_norm_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     of_key = tl.load(k_norm_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.where(is_query[:, None], of_query[None, :], of_key[None, :])
+    return tl.where(is_query[:, None], of_query[None, :], of_key[None, :])
+
+
+@device_function
+def _normalise(x: tl.tensor, scale: tl.tensor, weight: tl.tensor, is_value: tl.tensor) -> tl.tensor:
+    """Queries and keys times their scale and weight, rounded to their dtype; values as they are."""
     normed = (x.to(tl.float32) * scale[:, None] * weight).to(x.dtype)
     return tl.where(is_value[:, None], x, normed)

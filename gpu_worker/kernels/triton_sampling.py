@@ -4,8 +4,13 @@ Two launches. The first reads the logits once: each program finds, for a part of
 was added (Gumbel-max: Maddison et al., "A* Sampling", section 2.2). The second takes the best of the parts. That is
 the draw of a row without filters; a greedy row adds no noise. Filtered rows go on from there, see triton_filter.
 
-The vocabulary of a row:    0 ..... GROUP ..... 2 * GROUP ..... PART ........... 2 * PART ..... vocab
-                            group 0 group 1     ...             part 1           ...
+The vocabulary of a row, read tile by tile; a program has some consecutive tiles, its part:
+
+    0 ....... GROUP ....... 2 * GROUP ....... TILE ....... 2 * TILE ....... vocab
+    group 0   group 1       ...
+    tile 0                                    tile 1       ...
+
+Parameters were written before the step, so they are read before the logits are there.
 """
 
 from dataclasses import dataclass
@@ -13,13 +18,17 @@ from dataclasses import dataclass
 import torch
 import triton.language as tl
 
-from gpu_worker.kernels.triton_filter import MAX_CANDIDATES, draw_filtered
+from gpu_worker.kernels.triton_filter import MAX_CANDIDATES, draw_filtered, inverse_of
 from gpu_worker.kernels.triton_gumbel import gumbel
-from gpu_worker.kernels.triton_jit import check_contiguous, kernel, next_power_of_2, wait_for_inputs
+from gpu_worker.kernels.triton_jit import check_contiguous, kernel, launch_next, next_power_of_2, wait_for_inputs
 
 _GROUP = 128
-_PART = 4096
-_SCAN_WARPS = 8
+_TILE = 1024
+_STAGES = 3
+_MAX_TILES_PER_PART = 16
+# Enough programs to fill a large GPU several times.
+_MANY_PROGRAMS = 1024
+_SCAN_WARPS = 4
 _CHOOSE_WARPS = 8
 
 
@@ -53,7 +62,9 @@ def sample(
     check_contiguous(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     check_contiguous(sampling.seeds, sampling.positions)
     rows, vocab = logits.shape
-    num_parts, num_groups = -(-vocab // _PART), -(-vocab // _GROUP)
+    num_tiles, num_groups = -(-vocab // _TILE), -(-vocab // _GROUP)
+    tiles_per_part = max(1, min(_MAX_TILES_PER_PART, rows * num_tiles // _MANY_PROGRAMS))
+    num_parts = -(-num_tiles // tiles_per_part)
     part_best = logits.new_empty((rows, num_parts, 3), dtype=torch.float32)
     part_token = logits.new_empty((rows, num_parts, 2), dtype=torch.int32)
     group_best = logits.new_empty((rows, num_groups), dtype=torch.float32)
@@ -76,7 +87,9 @@ def sample(
         vocab,
         num_parts,
         num_groups,
-        PART=_PART,
+        tiles_per_part,
+        TILE=_TILE,
+        STAGES=_STAGES,
         GROUP=_GROUP,
         FAST=fast,
         OVERLAP=overlap,
@@ -102,7 +115,7 @@ def sample(
         vocab,
         num_parts,
         num_groups,
-        PARTS_BLOCK=next_power_of_2(num_parts),
+        PARTS_BLOCK=next_power_of_2(num_tiles),
         GROUPS_BLOCK=next_power_of_2(num_groups),
         GROUP=_GROUP,
         FAST=fast,
@@ -113,7 +126,7 @@ def sample(
     return tokens, finite
 
 
-@kernel()
+@kernel("num_parts", "tiles_per_part")
 def _scan_kernel(
     logits_ptr: tl.tensor,
     temperature_ptr: tl.tensor,
@@ -128,50 +141,69 @@ def _scan_kernel(
     vocab: int,
     num_parts: int,
     num_groups: int,
-    PART: tl.constexpr,
+    tiles_per_part: int,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     FAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """One program has one part of one row.
+    """One program has tiles_per_part tiles of one row.
 
     part_best: [num_sampled, num_parts, 3] float32, the best logit with noise, the best scaled logit, and the sum of
     exp(scaled - best scaled); part_token: [num_sampled, num_parts, 2] int32, the token with the best noisy logit, and
-    how many logits are not finite; group_best: [num_sampled, num_groups] float32, best scaled logits. What only
+    whether some logit is not finite; group_best: [num_sampled, num_groups] float32, best scaled logits. What only
     filters need is written for filtered rows only.
     """
-    wait_for_inputs(OVERLAP)
+    launch_next(OVERLAP)
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     temperature = tl.load(temperature_ptr + row)
-    counters = part * (PART // 4) + tl.arange(0, PART // 4)
-    tokens = counters[:, None] * 4 + tl.arange(0, 4)[None, :]
-    inside = tokens < vocab
-    logits = tl.load(logits_ptr + row * vocab + tokens, mask=inside, other=0.0).to(tl.float32)
-    # Neither NaN nor an infinity is below infinity.
-    wrong = tl.sum(tl.sum((~(tl.abs(logits) < float("inf"))).to(tl.int32), axis=1), axis=0)
-    scaled = tl.where(inside, logits, float("-inf"))
-    noisy = scaled
-    if temperature > 0.0:
-        scaled = scaled / temperature
-        noisy = scaled + gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), counters, FAST)
-    best = tl.max(tl.max(noisy, axis=1), axis=0)
-    token = tl.min(tl.min(tl.where(noisy == best, tokens, vocab), axis=1), axis=0)
+    seed, position = tl.load(seeds_ptr + row), tl.load(positions_ptr + row)
+    filtered = (tl.load(top_k_ptr + row) > 0) | (tl.load(top_p_ptr + row) < 1.0) | (tl.load(min_p_ptr + row) > 0.0)
+    filtered = filtered & (temperature > 0.0)
+    inverse = inverse_of(temperature)
+    wait_for_inputs(OVERLAP)
+    best = tl.full([TILE // 4, 4], float("-inf"), tl.float32)
+    best_tokens = tl.zeros([TILE // 4, 4], tl.int32)
+    zeros = tl.zeros([TILE // 4, 4], tl.float32)
+    highest = tl.full([], float("-inf"), tl.float32)
+    mass = tl.zeros([], tl.float32)
+    for tile in tl.range(part * tiles_per_part, (part + 1) * tiles_per_part, num_stages=STAGES):
+        counters = tile * (TILE // 4) + tl.arange(0, TILE // 4)
+        tokens = counters[:, None] * 4 + tl.arange(0, 4)[None, :]
+        inside = tokens < vocab
+        logits = tl.load(logits_ptr + row * vocab + tokens, mask=inside, other=0.0).to(tl.float32)
+        # Stays zero unless there is a NaN or an infinity.
+        zeros += logits * 0.0
+        scaled = tl.where(inside, logits, float("-inf"))
+        noisy = scaled
+        if temperature > 0.0:
+            scaled = scaled * inverse
+            noisy = scaled + gumbel(seed, position, counters, FAST)
+        best_tokens = tl.where(noisy > best, tokens, best_tokens)
+        best = tl.maximum(best, noisy)
+        if filtered:
+            groups = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
+            group_best = tl.max(tl.reshape(scaled, (TILE // GROUP, GROUP)), axis=1)
+            tl.store(group_best_ptr + row * num_groups + groups, group_best, mask=groups < num_groups)
+            new_highest = tl.maximum(highest, tl.max(group_best, axis=0))
+            # A tile past the vocabulary may leave it at -inf, which must not be taken from itself.
+            base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+            mass = mass * tl.exp(highest - base) + tl.sum(tl.sum(tl.exp(scaled - base), axis=1), axis=0)
+            highest = new_highest
+    value = tl.max(tl.max(best, axis=1), axis=0)
+    token = tl.min(tl.min(tl.where(best == value, best_tokens, vocab), axis=1), axis=0)
     to_best = part_best_ptr + (row * num_parts + part) * 3
     to_token = part_token_ptr + (row * num_parts + part) * 2
-    tl.store(to_best, best)
+    tl.store(to_best, value)
     tl.store(to_token, token)
-    tl.store(to_token + 1, wrong)
-    filtered = (tl.load(top_k_ptr + row) > 0) | (tl.load(top_p_ptr + row) < 1.0) | (tl.load(min_p_ptr + row) > 0.0)
-    if filtered & (temperature > 0.0):
-        groups = part * (PART // GROUP) + tl.arange(0, PART // GROUP)
-        group_best = tl.max(tl.reshape(scaled, (PART // GROUP, GROUP)), axis=1)
-        tl.store(group_best_ptr + row * num_groups + groups, group_best, mask=groups < num_groups)
-        highest = tl.max(group_best, axis=0)
+    tl.store(to_token + 1, (tl.sum(tl.sum(zeros, axis=1), axis=0) != 0.0).to(tl.int32))
+    if filtered:
         tl.store(to_best + 1, highest)
-        tl.store(to_best + 2, tl.sum(tl.sum(tl.exp(scaled - highest), axis=1), axis=0))
+        tl.store(to_best + 2, mass)
 
 
-@kernel()
+@kernel("num_parts")
 def _choose_kernel(
     logits_ptr: tl.tensor,
     temperature_ptr: tl.tensor,
@@ -198,10 +230,11 @@ def _choose_kernel(
     OVERLAP: tl.constexpr,
 ) -> None:
     """One program has one row; see _scan_kernel for what it reads and triton_filter for its scratch memory."""
-    wait_for_inputs(OVERLAP)
+    launch_next(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     temperature, top_k = tl.load(temperature_ptr + row), tl.load(top_k_ptr + row)
     top_p, min_p = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+    wait_for_inputs(OVERLAP)
     parts = tl.arange(0, PARTS_BLOCK)
     inside = parts < num_parts
     best = part_best_ptr + (row * num_parts + parts) * 3
@@ -224,7 +257,7 @@ def _choose_kernel(
             group_list_ptr + row * num_groups,
             candidates_ptr + row * MAX_CANDIDATES,
             candidate_tokens_ptr + row * MAX_CANDIDATES,
-            temperature,
+            inverse_of(temperature),
             top_k,
             top_p,
             min_p,

@@ -6,8 +6,10 @@ import torch
 import tests.unit.gpu_worker.triton_cases as cases
 from gpu_worker.kernels.reference import ReferenceKernels, gumbel_noise
 from gpu_worker.kernels.triton_kernels import TritonKernels
-from gpu_worker.kernels.triton_linear import add_norm_linear, linear
+from gpu_worker.kernels.triton_linear import linear
+from gpu_worker.kernels.triton_norm import add_rms_norm
 from gpu_worker.kernels.triton_sampling import DeviceSampling
+from gpu_worker.kernels.triton_silu import silu_mul
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
@@ -66,17 +68,12 @@ def test_rope_and_cache_is_within_one_percent(
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("num_tokens", [1, 2, 5, 8])
-@pytest.mark.parametrize(("size", "outputs"), [(1024, 4096), (3072, 1024), (4096, 6144), (12288, 4096)])
-@pytest.mark.parametrize("gated", [False, True])
-def test_linear_is_within_one_percent_of_float64(
-    dtype: torch.dtype, num_tokens: int, size: int, outputs: int, gated: bool
-) -> None:
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8])
+@pytest.mark.parametrize(("size", "outputs"), [(1024, 4096), (3072, 1024), (12288, 4096)])
+def test_linear_is_within_one_percent_of_float64(dtype: torch.dtype, num_tokens: int, size: int, outputs: int) -> None:
     x, weight = rand(num_tokens, size, dtype=dtype), rand(outputs, size, dtype=dtype) / size**0.5
-    product = x.double() @ weight.double().T
-    half = outputs // 2
-    expected = torch.nn.functional.silu(product[:, :half]) * product[:, half:] if gated else product
-    assert cases.relative_error(linear(x, weight, None, gated, overlap=True), expected) < 8e-3
+    expected = x.double() @ weight.double().T
+    assert cases.relative_error(linear(x, weight, None, overlap=True), expected) < 5e-3
 
 
 def test_a_chain_of_overlapping_launches_gives_what_single_ones_give() -> None:
@@ -88,8 +85,11 @@ def test_a_chain_of_overlapping_launches_gives_what_single_ones_give() -> None:
     def chain(x: torch.Tensor, overlap: bool) -> torch.Tensor:
         residual = x.clone()
         for weight in weights:
-            x, residual = add_norm_linear(x, residual, norm, 1e-6, weight, None, False, overlap)
-            x = linear(x, weight, None, False, overlap)
+            x = linear(x, weight, None, overlap)
+            x = add_rms_norm(x, residual, norm, 1e-6, overlap)
+            x = silu_mul(torch.cat((x, residual), dim=1), overlap)
+            x = linear(x, weight, None, overlap)
+            x = linear(x, weight, None, overlap)
         return x
 
     x = rand(4, size, dtype=dtype)

@@ -116,12 +116,12 @@ def random_lengths(num_seqs: int, longest: int) -> tuple[torch.Tensor, torch.Ten
 @pytest.mark.parametrize("window", [None, 777])
 def test_decode_plan_covers_every_key_once_longest_first(num_seqs: int, longest: int, window: int | None) -> None:
     query_start, seq_lens = random_lengths(num_seqs, longest)
-    plan = plan_decode(query_start, seq_lens, window, 8, 264, False)
+    plan = plan_decode(query_start, seq_lens, window, 8, 264)
     items = plan.items.tolist()
     real = [item for item in items if item[2] > item[1]]
     assert all(item[0] == -1 and item[1:3] == [0, 0] for item in items[len(real) :])
     assert len(items) == max_decode_items(num_seqs, 8, 264)
-    assert not plan.arrivals[: len(real)].any()
+    assert not plan.arrivals.any()
     counts = query_start.diff().tolist()
     decodes = {index: length for index, length in enumerate(seq_lens.tolist()) if counts[index] == 1}
     assert {item[0] for item in real} == set(decodes)
@@ -137,11 +137,10 @@ def test_decode_plan_covers_every_key_once_longest_first(num_seqs: int, longest:
         assert edges[-1] == length
 
 
-@pytest.mark.parametrize("num_seqs", [1, 2, 17, 300])
-@pytest.mark.parametrize("tile_tokens", [1, 42, 64])
+@pytest.mark.parametrize(("num_seqs", "tile_tokens"), [(1, 1), (2, 64), (17, 1), (17, 42), (280, 64)])
 def test_prefill_plan_has_every_tile_once_most_work_first(num_seqs: int, tile_tokens: int) -> None:
     query_start, seq_lens = random_lengths(num_seqs, 3000)
-    items = plan_prefill(query_start, seq_lens, int(query_start[-1]), tile_tokens, False).tolist()
+    items = plan_prefill(query_start, seq_lens, int(query_start[-1]), tile_tokens).tolist()
     counts, lengths = query_start.diff().tolist(), seq_lens.tolist()
     tiles = [(i, t) for i, count in enumerate(counts) if count > 1 for t in range(-(-count // tile_tokens))]
     work = [lengths[i] - counts[i] + (t + 1) * tile_tokens for i, t in items[: len(tiles)]]

@@ -7,8 +7,7 @@ import torch
 from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-# Of cpu_attention.c: CHUNK, MAX_HEAD_DIM, and the widest vector.
-_CHUNK_TOKENS = 128
+# Of cpu_attention.c: MAX_HEAD_DIM, and the widest vector.
 _MAX_HEAD_DIM = 256
 _HEAD_DIM_STEP = 16
 
@@ -21,7 +20,6 @@ class _Attention(ctypes.Structure):
         ("keys", _POINTER),
         ("values", _POINTER),
         ("output", _POINTER),
-        ("partials", _POINTER),
         ("query_start", _POINTER),
         ("seq_lens", _POINTER),
         ("block_tables", _POINTER),
@@ -33,7 +31,6 @@ class _Attention(ctypes.Structure):
         ("num_kv_heads", _INT),
         ("head_dim", _INT),
         ("max_query_len", _INT),
-        ("max_seq_len", _INT),
         ("window", _INT),
         ("scale", _FLOAT),
         ("soft_cap", _FLOAT),
@@ -52,7 +49,8 @@ class CpuAttention:
         self._prefill = library.pagewire_attention_prefill
         for function in (self._decode, self._prefill):
             function.argtypes = (ctypes.POINTER(_Attention),)
-            function.restype = None
+        self._decode.restype = ctypes.c_int
+        self._prefill.restype = None
 
     @staticmethod
     def supports(head_dim: int) -> bool:
@@ -69,21 +67,14 @@ class CpuAttention:
         output = torch.empty_like(query)
         work = _describe(query, kv_cache, output, metadata, params)
         if metadata.num_decodes > 0:
-            partials = self._scratch(query, metadata)
-            work.num_seqs, work.partials = metadata.num_decodes, partials.data_ptr()
-            self._decode(work)
+            work.num_seqs = metadata.num_decodes
+            if self._decode(work) != 0:
+                raise MemoryError("no memory for the partial results of attention")
         num_chunked = metadata.seq_lens.shape[0] - metadata.num_decodes
         if num_chunked > 0:
             work.first_seq, work.num_seqs = metadata.num_decodes, num_chunked
             self._prefill(work)
         return output.flatten(1)
-
-    @staticmethod
-    def _scratch(query: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
-        """Room for each chunk's partial results: per head its output, the scores' maximum and their sum."""
-        num_chunks = -(-metadata.max_seq_len // _CHUNK_TOKENS)
-        _, num_heads, head_dim = query.shape
-        return torch.empty(metadata.num_decodes * num_chunks * num_heads * (head_dim + 2))
 
 
 def _describe(
@@ -106,7 +97,6 @@ def _describe(
         keys,
         keys + kv_cache.stride(0) * kv_cache.itemsize,
         output.data_ptr(),
-        None,
         metadata.query_start.data_ptr(),
         metadata.seq_lens.data_ptr(),
         tables.data_ptr(),
@@ -118,7 +108,6 @@ def _describe(
         num_kv_heads,
         head_dim,
         metadata.max_query_len,
-        metadata.max_seq_len,
         params.sliding_window or 0,
         params.scale,
         params.soft_cap or 0.0,

@@ -7,6 +7,8 @@
  * Sequences that compute one token are split over chunks of keys, whose partial results are merged; those that compute
  * more are split over tiles of queries. Neither split depends on the rest of the batch, so neither do the results.
  */
+#include <stdlib.h>
+
 #include "cpu_math.h"
 
 #if defined(__AVX512F__)
@@ -23,9 +25,9 @@ enum { CHUNK = 128, RUN = 2, AHEAD = 8, KEY_TILE = 64, ROW_TILE = 64, ROWS = 4, 
 
 struct attention {
     const float *query, *keys, *values;
-    float *output, *partials;
+    float *output;
     const int32_t *query_start, *seq_lens, *block_tables;
-    int64_t first_seq, num_seqs, table_width, block_size, num_heads, num_kv_heads, head_dim, max_query_len, max_seq_len;
+    int64_t first_seq, num_seqs, table_width, block_size, num_heads, num_kv_heads, head_dim, max_query_len;
     int64_t window; /* 0: none */
     float scale, soft_cap; /* soft_cap 0: none */
 };
@@ -106,10 +108,37 @@ static inline __attribute__((always_inline)) void add_values(
 
 /* ---- one query per sequence ---- */
 
-/* A chunk's partial result for one query head: its unnormalised output [head_dim], then its maximum and its sum. */
-static inline float *partial_of(const struct attention *a, int64_t seq, int64_t chunk, int64_t head) {
-    const int64_t num_chunks = (a->max_seq_len + CHUNK - 1) / CHUNK;
-    return a->partials + (((seq - a->first_seq) * num_chunks + chunk) * a->num_heads + head) * (a->head_dim + 2);
+/* The chunks of all sequences in one row: those of sequence first_seq + s are starts[s] .. starts[s + 1] - 1, and owners
+ * says for each whose it is. A chunk's partial result is, for every query head, its unnormalised output [head_dim], then
+ * its maximum and its sum. */
+struct chunks {
+    int64_t *starts, *owners;
+    float *partials;
+};
+
+static inline int64_t first_chunk(const struct attention *a, int64_t seq) {
+    return a->window > 0 ? max_of(0, a->seq_lens[seq] - a->window) / CHUNK : 0;
+}
+
+static inline float *partial_of(const struct attention *a, const struct chunks *chunks, int64_t index, int64_t head) {
+    return chunks->partials + (index * a->num_heads + head) * (a->head_dim + 2);
+}
+
+static int list_chunks(const struct attention *a, struct chunks *chunks) {
+    chunks->starts = malloc((size_t)(a->num_seqs + 1) * sizeof(int64_t));
+    if (!chunks->starts) return -1;
+    chunks->starts[0] = 0;
+    for (int64_t s = 0; s < a->num_seqs; s++) {
+        const int64_t seq = a->first_seq + s, end = (a->seq_lens[seq] + CHUNK - 1) / CHUNK;
+        chunks->starts[s + 1] = chunks->starts[s] + end - first_chunk(a, seq);
+    }
+    const int64_t total = chunks->starts[a->num_seqs];
+    chunks->owners = malloc((size_t)total * sizeof(int64_t));
+    chunks->partials = malloc((size_t)(total * a->num_heads * (a->head_dim + 2)) * sizeof(float));
+    if (!chunks->owners || !chunks->partials) return -1;
+    for (int64_t s = 0; s < a->num_seqs; s++)
+        for (int64_t i = chunks->starts[s]; i < chunks->starts[s + 1]; i++) chunks->owners[i] = s;
+    return 0;
 }
 
 static inline float sum_of(vec lanes) {
@@ -153,13 +182,12 @@ static inline void prefetch(const float *base, const int64_t *offsets, int64_t f
 }
 
 /* A chunk of one sequence's keys for all query heads, RUN keys at a time while those AHEAD are being fetched. */
-static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk) {
+static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk, float *partial) {
     const int64_t seq_len = a->seq_lens[seq], dim = a->head_dim, group = a->num_heads / a->num_kv_heads;
     const int64_t start = a->window > 0 ? max_of(0, seq_len - a->window) : 0, row_size = a->num_kv_heads * dim;
     const int64_t first = max_of(chunk * CHUNK, start), count = min_of((chunk + 1) * CHUNK, seq_len) - first;
-    if (count <= 0) return;
     const float *query = a->query + a->query_start[seq] * a->num_heads * dim;
-    float scores[a->num_heads * CHUNK], *partial = partial_of(a, seq, chunk, 0);
+    float scores[a->num_heads * CHUNK];
     int64_t offsets[CHUNK];
     locate(a, seq, 0, first, count, offsets);
     for (int64_t i = 0; i < count; i += RUN) {
@@ -190,34 +218,41 @@ static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk) 
     }
 }
 
-static void merge_chunks(const struct attention *a, int64_t seq, int64_t head) {
-    const int64_t seq_len = a->seq_lens[seq], dim = a->head_dim, end = (seq_len + CHUNK - 1) / CHUNK;
-    const int64_t begin = a->window > 0 ? max_of(0, seq_len - a->window) / CHUNK : 0;
+static void merge_chunks(const struct attention *a, const struct chunks *chunks, int64_t s, int64_t head) {
+    const int64_t begin = chunks->starts[s], end = chunks->starts[s + 1], dim = a->head_dim;
     float max = -INFINITY, total = 0, sum[MAX_HEAD_DIM] = {0};
-    for (int64_t chunk = begin; chunk < end; chunk++) max = fmaxf(max, partial_of(a, seq, chunk, head)[dim]);
-    for (int64_t chunk = begin; chunk < end; chunk++) {
-        const float *partial = partial_of(a, seq, chunk, head);
+    for (int64_t i = begin; i < end; i++) max = fmaxf(max, partial_of(a, chunks, i, head)[dim]);
+    for (int64_t i = begin; i < end; i++) {
+        const float *partial = partial_of(a, chunks, i, head);
         const float weight = exp_f32(partial[dim] - max);
         total += weight * partial[dim + 1];
         for (int64_t d = 0; d < dim; d++) sum[d] += weight * partial[d];
     }
-    float *out = a->output + (a->query_start[seq] * a->num_heads + head) * dim;
+    float *out = a->output + (a->query_start[a->first_seq + s] * a->num_heads + head) * dim;
     for (int64_t d = 0; d < dim; d++) out[d] = sum[d] / total;
 }
 
-/* Sequences first_seq .. first_seq + num_seqs - 1, each computing one token.
- * partials: [num_seqs, ceil(max_seq_len / CHUNK), num_heads, head_dim + 2] of scratch memory. */
-void pagewire_attention_decode(const struct attention *a) {
-    const int64_t num_chunks = (a->max_seq_len + CHUNK - 1) / CHUNK, end = a->first_seq + a->num_seqs;
+/* Sequences first_seq .. first_seq + num_seqs - 1, each computing one token. Returns -1 if there is no memory. */
+int pagewire_attention_decode(const struct attention *a) {
+    struct chunks chunks = {0};
+    const int status = list_chunks(a, &chunks);
+    if (status == 0) {
 #pragma omp parallel
-    {
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t seq = a->first_seq; seq < end; seq++)
-            for (int64_t chunk = 0; chunk < num_chunks; chunk++) decode_chunk(a, seq, chunk);
+        {
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < chunks.starts[a->num_seqs]; i++) {
+                const int64_t s = chunks.owners[i], seq = a->first_seq + s;
+                decode_chunk(a, seq, first_chunk(a, seq) + i - chunks.starts[s], partial_of(a, &chunks, i, 0));
+            }
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t seq = a->first_seq; seq < end; seq++)
-            for (int64_t head = 0; head < a->num_heads; head++) merge_chunks(a, seq, head);
+            for (int64_t s = 0; s < a->num_seqs; s++)
+                for (int64_t head = 0; head < a->num_heads; head++) merge_chunks(a, &chunks, s, head);
+        }
     }
+    free(chunks.starts);
+    free(chunks.owners);
+    free(chunks.partials);
+    return status;
 }
 
 /* ---- several queries per sequence ----

@@ -13,10 +13,10 @@ from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS,
 from gpu_worker.cpu_limits import usable_cores
 
 _PR_SET_PDEATHSIG = 1
-# How often an idle thread of the OpenMP runtime looks for work before it sleeps: for about 40 us, longer than the gap
+# How often an idle thread of the OpenMP runtime looks for work before it sleeps: for about 80 us, longer than the gap
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
 # for: next to one busy process, steps took 10 times as long.
-_OPENMP_SPINS = "2000"
+_OPENMP_SPINS = "4000"
 
 
 def main() -> int:

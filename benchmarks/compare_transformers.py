@@ -3,7 +3,7 @@
 Both run the same shapes in turn: random prompts, greedy, EOS ignored. Decode tokens/s count from the first token of
 all streams to the end; the stack's include gRPC, gateway, scheduler and ZeroMQ.
 
-    python benchmarks/compare_transformers.py [--model GGUF] [--batches 1 8 32] [--rounds 2] [--dtypes float32 float16]
+    python -m benchmarks.compare_transformers [--model GGUF] [--batches 1 8 32] [--rounds 2] [--dtypes float32 float16]
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Two modes: `calls` drives Scheduler by function calls, messages encoded and decoded as on the wire; `sockets` runs the
 scheduler process's loop with real ZeroMQ sockets against a worker and a gateway in another process.
 
-    python benchmarks/scheduler.py [--num-seqs 256] [--steps 2000] [--mode calls|sockets|both]
+    python -m benchmarks.scheduler [--num-seqs 256] [--steps 2000] [--mode calls|sockets|both]
 """
 
 import argparse

@@ -10,7 +10,7 @@ import torch
 from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.attention.triton_decode import choose_decode_tile, decode
 from gpu_worker.attention.triton_plan import DecodePlan, plan_decode, plan_prefill
-from gpu_worker.attention.triton_prefill import PrefillPlan, choose_prefill_tile, prefill
+from gpu_worker.attention.triton_prefill import LARGE_TILE_ROWS, PrefillPlan, choose_prefill_tile, prefill
 from gpu_worker.kernels.triton_jit import can_overlap
 
 # Programs that one multiprocessor runs at a time.
@@ -50,6 +50,11 @@ class TritonAttention:
         self._prepared: AttentionMetadata | None = None
         self._decode_plans: dict[int | None, DecodePlan] = {}
         self._prefill_plan: PrefillPlan | None = None
+
+    @staticmethod
+    def largest_small_prefill(num_heads: int, device: torch.device) -> int:
+        """Up to how many tokens in all prefill takes small tiles; another kernel is compiled for more."""
+        return (_multiprocessors(device) * _PREFILLS_PER_MULTIPROCESSOR * LARGE_TILE_ROWS - 1) // num_heads
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """List the work of a step batch, on the device.

@@ -19,6 +19,7 @@ from gpu_worker.attention.triton_plan import PREFILL_FIELDS
 from gpu_worker.attention.triton_tile import load_keys, load_values, scores_of
 from gpu_worker.kernels.triton_jit import device_function, kernel, next_power_of_2, wait_for_inputs
 
+LARGE_TILE_ROWS = 128
 _LOG2_E = 1.4426950408889634
 
 
@@ -61,8 +62,8 @@ def choose_prefill_tile(head_dim: int, itemsize: int, num_rows: int, group: int,
         return PrefillTile(max(32, group_block), keys=32, stages=2, warps=8)
     if dim_block > 128:
         return PrefillTile(max(128, group_block), keys=32, stages=3, warps=8)
-    if num_rows >= num_slots * 128:
-        return PrefillTile(max(128, group_block), keys=64, stages=3, warps=8, max_registers=128)
+    if num_rows >= num_slots * LARGE_TILE_ROWS:
+        return PrefillTile(max(LARGE_TILE_ROWS, group_block), keys=64, stages=3, warps=8, max_registers=128)
     return PrefillTile(max(64, group_block), keys=64, stages=3, warps=4 if group_block <= 64 else 8)
 
 

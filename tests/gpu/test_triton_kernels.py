@@ -1,15 +1,19 @@
 """The Triton kernels on a GPU in half precision: against float64, with overlapping launches, and in their full size."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import tests.unit.gpu_worker.triton_cases as cases
+from gpu_worker.attention.backend import AttentionParams
 from gpu_worker.kernels.reference import ReferenceKernels, gumbel_noise
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import linear
 from gpu_worker.kernels.triton_norm import add_rms_norm
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kernels.triton_silu import silu_mul
+from gpu_worker.kernels.triton_warm_up import KernelShapes, compile_kernels
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
@@ -143,3 +147,47 @@ def test_sampling_follows_the_noise_over_a_whole_vocabulary(
     expected = order.gather(1, noisy.argmax(dim=-1, keepdim=True))[:, 0]
     assert finite.all()
     assert (tokens == expected).sum() >= rows - 1
+
+
+def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    compiled: list[str] = []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        compiled.append(kwargs["repr"])
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", note)
+    shapes = KernelShapes(
+        num_heads=6,
+        num_kv_heads=3,
+        head_dim=64,
+        rotary_dim=64,
+        hidden=384,
+        intermediate=512,
+        vocab=5000,
+        block_size=16,
+        qk_norm=True,
+        has_bias=False,
+        linear=frozenset({(384, 768), (512, 384)}),
+        params=frozenset({AttentionParams(0.125)}),
+        dtype=torch.bfloat16,
+        logits_dtype=torch.float32,
+    )
+    compile_kernels(shapes, cases.DEVICE)
+    assert compiled
+    compiled.clear()
+    for lengths in ([(1, 40)], [(1, 900)] * 20, [(9, 9)], [(1, 30), (6000, 6100)]):
+        batch = cases.PagedBatch(lengths, 6, 3, 64, 16, torch.bfloat16)
+        tokens = batch.query.shape[0]
+        batch.attend(AttentionParams(0.125))
+        x = rand(tokens, 384, dtype=torch.bfloat16)
+        KERNELS.add_rms_norm(x, KERNELS.rms_norm(x, x[0], 1e-6), x[0], 1e-6)
+        KERNELS.silu_mul(rand(tokens, 1024, dtype=torch.bfloat16))
+        if tokens <= 4:
+            linear(x, rand(768, 384, dtype=torch.bfloat16), None, overlap=True)
+        slots = torch.arange(tokens, device=cases.DEVICE)
+        positions = torch.zeros(tokens, device=cases.DEVICE)
+        sampling = DeviceSampling(positions + 1, slots.int(), positions, positions, slots, slots)
+        KERNELS.sample(rand(tokens, 5000, dtype=torch.float32), sampling)
+    assert compiled == []

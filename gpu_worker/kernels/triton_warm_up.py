@@ -1,0 +1,111 @@
+"""Which kernels does a model need, and how are they compiled while its weights load?
+
+Triton compiles a kernel when it is first launched. All are launched once here, without work, in several threads: the
+compiler holds no lock for most of the time. Run it beside the loading of the weights.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
+from gpu_worker.attention.triton_backend import TritonAttention
+from gpu_worker.kernels.triton_jit import can_overlap
+from gpu_worker.kernels.triton_kernels import TritonKernels
+from gpu_worker.kernels.triton_linear import is_fastest, linear
+from gpu_worker.kernels.triton_sampling import DeviceSampling
+
+_THREADS = 8
+_EPS = 1e-6
+_MAX_FEW_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class KernelShapes:
+    """What compiled kernels depend on: this rank's sizes. `linear` holds (in_features, out_features) of each layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    block_size: int
+    qk_norm: bool
+    has_bias: bool
+    linear: frozenset[tuple[int, int]]
+    params: frozenset[AttentionParams]
+    dtype: torch.dtype
+    logits_dtype: torch.dtype
+
+
+def compile_kernels(shapes: KernelShapes, device: torch.device) -> None:
+    """Launch every kernel once. Takes the time of the slowest few, and the memory of the largest linear layer."""
+    launches = _fused_launches(shapes, device) + _attention_launches(shapes, device)
+    if device.type == "cuda":
+        launches += _linear_launches(shapes, device)
+    with ThreadPoolExecutor(_THREADS, "compile") as pool:
+        for launch in [pool.submit(launch) for launch in launches]:
+            launch.result()
+
+
+def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable[[], object]]:
+    kernels = TritonKernels(device)
+    size, heads = shapes.head_dim, shapes.num_heads + 2 * shapes.num_kv_heads
+    x = torch.zeros(1, shapes.hidden, dtype=shapes.dtype, device=device)
+    gate_up = torch.zeros(1, 2 * shapes.intermediate, dtype=shapes.dtype, device=device)
+    qkv = torch.zeros(1, heads * size, dtype=shapes.dtype, device=device)
+    norm = torch.zeros(size, dtype=shapes.dtype, device=device) if shapes.qk_norm else None
+    cos_sin = torch.zeros(1, shapes.rotary_dim, device=device)
+    cache = _cache(shapes, device)
+    zero, nowhere = torch.zeros(1, dtype=torch.int64, device=device), torch.full((1,), -1, device=device)
+    logits = torch.zeros(1, shapes.vocab, dtype=shapes.logits_dtype, device=device)
+    number, count = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int32, device=device)
+    sampling = DeviceSampling(number, count, number, number, zero, zero)
+    return [
+        lambda: kernels.sample(logits, sampling),
+        lambda: kernels.rms_norm(x, x[0], _EPS),
+        lambda: kernels.add_rms_norm(x, x, x[0], _EPS),
+        lambda: kernels.silu_mul(gate_up),
+        lambda: kernels.rope_and_cache(qkv, zero, cos_sin, cache, nowhere, norm, norm, _EPS),
+    ]
+
+
+def _attention_launches(shapes: KernelShapes, device: torch.device) -> list[Callable[[], object]]:
+    """Decodes, and prefill with a few queries and with so many that the other tile is taken; no sequence has a key."""
+    cache = _cache(shapes, device)
+    windows = frozenset(params.sliding_window for params in shapes.params)
+    many = 1 + TritonAttention.largest_small_prefill(shapes.num_heads, device)
+
+    def launch(num_tokens: int, num_decodes: int, params: AttentionParams) -> None:
+        ints = torch.zeros(2, dtype=torch.int32, device=device)
+        slots = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        backend = TritonAttention(shapes.num_heads, shapes.num_kv_heads, shapes.head_dim, windows, shapes.dtype, device)
+        metadata = AttentionMetadata(ints, ints[:1], ints[None, :], slots, num_decodes, num_tokens, 1)
+        query = torch.zeros(num_tokens, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
+        backend.prepare(metadata)
+        backend.forward(query, cache, metadata, params)
+
+    batches = ((1, 1), (2, 0), (many, 0))
+    return [partial(launch, *batch, params) for batch in batches for params in shapes.params]
+
+
+def _linear_launches(shapes: KernelShapes, device: torch.device) -> list[Callable[[], object]]:
+    def launch(size: int, outputs: int) -> None:
+        weight = torch.empty(outputs, size, dtype=shapes.dtype, device=device)
+        bias = weight.new_empty(outputs) if shapes.has_bias else None
+        for tokens in range(1, _MAX_FEW_TOKENS + 1):
+            if is_fastest(tokens, weight):
+                linear(weight.new_zeros(tokens, size), weight, bias, can_overlap(device))
+
+    return [partial(launch, size, outputs) for size, outputs in shapes.linear]
+
+
+def _cache(shapes: KernelShapes, device: torch.device) -> torch.Tensor:
+    """Two blocks."""
+    sizes = (2, 2, shapes.block_size, shapes.num_kv_heads, shapes.head_dim)
+    return torch.zeros(sizes, dtype=shapes.dtype, device=device)

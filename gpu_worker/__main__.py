@@ -1,7 +1,6 @@
 """Command line of the worker process."""
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -12,7 +11,6 @@ from types import FrameType
 from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
 from gpu_worker.cpu_limits import usable_cores
 
-_PR_SET_PDEATHSIG = 1
 # How often an idle thread of the OpenMP runtime looks for work before it sleeps: for about 80 us, longer than the gap
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
 # for: next to one busy process, steps took 10 times as long.
@@ -21,12 +19,9 @@ _OPENMP_SPINS = "4000"
 
 def main() -> int:
     """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
-    parent = os.getppid()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
     arguments = _parse()
-    if arguments.die_with_parent and not _die_with(parent):
-        return 0
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
@@ -49,12 +44,6 @@ def _fail(reason: str) -> int:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
-
-
-def _die_with(parent: int) -> bool:
-    """Have the kernel kill this process when its parent ends; False if the parent has ended already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
 
 
 def _parse() -> argparse.Namespace:
@@ -81,7 +70,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--load-format", default="auto", choices=LOAD_FORMATS, help="dummy: random weights")
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    parser.add_argument("--die-with-parent", action="store_true", help="end when the process that started this ends")
     return parser.parse_args()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from transformers import PreTrainedModel
 
@@ -208,18 +207,6 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process.send_signal(signum)
     assert finish(process) == (0, [])
     assert time.monotonic() - started < STOP_S
-
-
-def test_worker_dies_with_its_parent(tmp_path: Path) -> None:
-    address = f"ipc://{tmp_path}/workers"
-    worker = [sys.executable, "-m", "gpu_worker", "--model", "m", "--scheduler-address", address, "--die-with-parent"]
-    program = f"import subprocess, time; subprocess.Popen({worker!r}); time.sleep(600)"
-    parent = subprocess.Popen((sys.executable, "-c", program), stderr=subprocess.DEVNULL)
-    with BareScheduler(address) as scheduler:
-        child = psutil.Process(scheduler.wait(WorkerHello).pid)
-        parent.kill()
-        parent.wait()
-        assert child.wait(STOP_S) in (None, -signal.SIGKILL)
 
 
 def test_worker_takes_a_message_to_anybody(service: Service, scheduler: BareScheduler) -> None:

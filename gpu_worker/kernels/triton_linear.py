@@ -95,13 +95,15 @@ def _linear_kernel(
     wait_for_inputs(OVERLAP)
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     for token in tl.static_range(TOKENS):
-        here = is_column & (token < num_tokens)
-        low, high = _unpack(tl.load(x_ptr + token * IN + columns, mask=here, other=0), dtype)
+        # Nothing is inside for a token that is not there.
+        is_input = columns < tl.where(token < num_tokens, IN, 0)
+        is_output = rows < tl.where(token < num_tokens, OUT, 0)
+        low, high = _unpack(tl.load(x_ptr + token * IN + columns, mask=is_input, other=0), dtype)
         weights_low, weights_high = _unpack(weights, dtype)
         result = tl.sum(weights_low * low[None, :] + weights_high * high[None, :], axis=1)
         if BIAS:
             result += tl.load(bias_ptr + rows, mask=is_row, other=0.0).to(tl.float32)
-        tl.store(out_ptr + token * OUT + rows, result.to(dtype), mask=is_row & (token < num_tokens))
+        tl.store(out_ptr + token * OUT + rows, result.to(dtype), mask=is_output)
 
 
 @device_function

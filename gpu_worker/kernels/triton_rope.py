@@ -138,7 +138,8 @@ def _rope_and_cache_kernel(
     kv_head = tl.where(is_value, heads - NUM_KV_HEADS, heads) - NUM_HEADS
     row = tl.where(is_value, num_blocks.to(tl.int64) * BLOCK_SIZE, 0) + slot
     to_cache = cache_ptr + (row * NUM_KV_HEADS + kv_head) * HEAD_DIM
-    in_cache = (~is_query & (slot >= 0))[:, None]
+    # A negative slot writes nothing: then no head is past the queries.
+    in_cache = (heads >= tl.where(slot >= 0, NUM_HEADS, NUM_HEADS + 2 * NUM_KV_HEADS))[:, None]
     tl.store(to_query[:, None] + low[None, :], first, mask=in_half & is_query[:, None])
     tl.store(to_query[:, None] + HALF + low[None, :], second, mask=in_half & is_query[:, None])
     tl.store(to_query[:, None] + high[None, :], rest, mask=in_rest & is_query[:, None])

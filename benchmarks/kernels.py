@@ -4,7 +4,7 @@ Prints one table: kernel, shape, microseconds, floor, their ratio, and what is m
 ceilings are measured first, a copy and a matrix product. Everything is timed as it is served, in a captured graph, over
 enough layers that caches do not help; `step` is a whole decode step of the Qwen3-0.6B shape on random weights.
 
-    python benchmarks/kernels.py [--only attention,fused,linear,sampling,step]
+    python -m benchmarks.kernels [--only attention,fused,linear,sampling,step]
 """
 
 import argparse

@@ -59,7 +59,7 @@ class Bench:
         counts = _int_bytes(np.full(num_seqs, count))
         batch = StepBatch(0, b"", added, b"", b"", slots, counts, bytes([1]) * num_seqs)
         started = time.perf_counter()
-        self._runner.execute(batch)
+        self._runner.launch(batch).output()
         return time.perf_counter() - started
 
 
@@ -80,8 +80,8 @@ def main() -> None:
     started = time.perf_counter()
     max_num_seqs = max(arguments.batch_sizes)
     engine = EngineConfig(BLOCK_SIZE, max_num_seqs, 8192, None, None)
-    num_blocks, model = runner.load(engine, lambda done, total: None)
-    runner.allocate(num_blocks)
+    num_blocks, model = runner.load(engine, _no_progress)
+    runner.allocate(num_blocks, _no_progress)
     print(f"loaded in {time.perf_counter() - started:.1f} s, dtype {arguments.dtype}, {arguments.threads} threads\n")
     bench = Bench(runner, model.vocab_size, arguments.temperature)
     for line in _decode_table(bench, arguments):
@@ -89,6 +89,10 @@ def main() -> None:
     print()
     for line in _prefill_table(bench, arguments):
         print(line, flush=True)
+
+
+def _no_progress(stage: str, done: int, total: int) -> None:
+    """Nobody looks."""
 
 
 def _decode_table(bench: Bench, arguments: argparse.Namespace) -> Iterator[str]:

@@ -68,6 +68,9 @@ def _parse() -> argparse.Namespace:
         "--cpu-memory-gib", type=float, help="KV cache on a CPU (default: half of the available memory)"
     )
     parser.add_argument("--load-format", default="auto", choices=LOAD_FORMATS, help="dummy: random weights")
+    parser.add_argument(
+        "--enforce-eager", action=argparse.BooleanOptionalAction, default=False, help="capture no CUDA graphs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
@@ -87,6 +90,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         cpu_memory_gib=arguments.cpu_memory_gib,
         load_format=arguments.load_format,
+        enforce_eager=arguments.enforce_eager,
         seed=arguments.seed,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-ATTENTION_BACKENDS = ("auto", "torch", "cpu")
+ATTENTION_BACKENDS = ("auto", "triton", "torch", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
 
 
@@ -20,6 +20,7 @@ class WorkerConfig:
         dtype: of the weights; "auto" is float32 on a CPU and bfloat16 on a GPU.
         gpu_memory_utilization: share of the GPU's memory for weights, activations and KV cache together.
         cpu_memory_gib: of KV cache on a CPU; None takes half of what is available.
+        enforce_eager: run every step operation by operation; otherwise a GPU captures graphs.
         seed: of the dummy load format's weights.
 
     Raises:
@@ -38,6 +39,7 @@ class WorkerConfig:
     gpu_memory_utilization: float = 0.9
     cpu_memory_gib: float | None = None
     load_format: str = "auto"
+    enforce_eager: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -28,28 +28,39 @@ from gpu_worker.quantization.select import select_linear_method
 logger = logging.getLogger(__name__)
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: Path, max_model_len: int | None = None) -> ModelConfig:
     """The shape of the model in a GGUF file or in a Hugging Face directory.
 
+    Args:
+        max_model_len: positions to serve, None for all that the model has.
+
     Raises:
-        ModelLoadError: there is none, it is damaged, or its architecture is not served.
+        ModelLoadError: there is none, it is damaged, its architecture is not served, or it has fewer positions.
     """
     if path.is_dir():
-        return read_hf_config(path)
-    if not path.is_file():
+        config = read_hf_config(path)
+    elif path.is_file():
+        config = read_gguf_config(path)
+    else:
         raise ModelLoadError(f"{path} does not exist; give a GGUF file or a Hugging Face model directory")
-    return read_gguf_config(path)
+    if max_model_len is None:
+        return config
+    if not 1 <= max_model_len <= config.max_model_len:
+        raise ModelLoadError(
+            f"a max model length of {max_model_len} is asked; this model has 1 to {config.max_model_len}"
+        )
+    return dataclasses.replace(config, max_model_len=max_model_len)
 
 
 def load_model(
     path: Path,
+    config: ModelConfig,
     *,
     kernels: Kernels,
     attention: AttentionBackend,
     parallel: ParallelGroup,
     device: torch.device,
     dtype: torch.dtype,
-    max_model_len: int | None,
     load_format: str,
     on_progress: Callable[[int, int], None],
     native: ctypes.CDLL | None = None,
@@ -58,7 +69,7 @@ def load_model(
 
     Args:
         dtype: of the weights; on a CPU activations are float32 whatever it is.
-        max_model_len: positions to serve, None for all that the model has.
+        config: what `read_config` says of the path.
         load_format: "auto" reads the checkpoint, "dummy" makes random weights of the same shape.
         on_progress: called with bytes done and bytes in all.
         native: the C kernels for a CPU, None where there are none.
@@ -67,7 +78,6 @@ def load_model(
         ModelLoadError: see its message.
     """
     started = time.monotonic()
-    config = _limit(read_config(path), max_model_len)
     method = select_linear_method(device, dtype, native)
     source = ProgressSource(_open(path, config, load_format, device, method.weight_dtype), on_progress)
     context = LayerContext(source, kernels, attention, parallel, method, device)
@@ -83,16 +93,6 @@ def load_model(
         time.monotonic() - started,
     )
     return model
-
-
-def _limit(config: ModelConfig, max_model_len: int | None) -> ModelConfig:
-    if max_model_len is None:
-        return config
-    if not 1 <= max_model_len <= config.max_model_len:
-        raise ModelLoadError(
-            f"a max model length of {max_model_len} is asked; this model has 1 to {config.max_model_len}"
-        )
-    return dataclasses.replace(config, max_model_len=max_model_len)
 
 
 def _open(path: Path, config: ModelConfig, load_format: str, device: torch.device, dtype: torch.dtype) -> TensorSource:

@@ -10,7 +10,7 @@ restarted scheduler hears of it within a second.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import deque
 
 import torch
 
@@ -19,15 +19,13 @@ from gpu_worker.config import WorkerConfig
 from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.input_batch import StepBatchError
 from gpu_worker.kv_cache import CacheTooSmallError
-from gpu_worker.model_runner import ModelRunner
+from gpu_worker.model_runner import ModelRunner, OnProgress, PendingStep
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
 from pagewire.ipc.codec import ANY, Envelope
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
-    ResetSlots,
     SchedulerStepMessage,
-    StepBatch,
     WorkerFailed,
     WorkerHello,
     WorkerLoaded,
@@ -41,6 +39,8 @@ _GREETING_PERIOD_S = 0.1
 _IDLE_GREETING_PERIOD_S = 1.0
 _PROGRESS_PERIOD_S = 0.1
 _FAREWELL_S = 1.0
+# Steps enqueued on the device before the oldest is waited for. The scheduler is one ahead; more are prompt chunks.
+_MOST_PENDING = 4
 # Failures whose message is meant for people.
 _EXPLAINED = (
     AddressError,
@@ -52,7 +52,7 @@ _EXPLAINED = (
 
 
 class Worker:
-    """One rank: follows a scheduler and executes its steps in order.
+    """One rank: follows a scheduler, launches its steps in order, and answers each once it is done.
 
     Args:
         hello: what this worker greets with.
@@ -63,6 +63,7 @@ class Worker:
         self._runner = runner
         self._link = link
         self._scheduler = ANY
+        self._pending: deque[PendingStep] = deque()
 
     def run(self) -> None:
         """Serve until an exception ends it, of which the scheduler is told.
@@ -83,58 +84,69 @@ class Worker:
             self._link.close(linger_s)
 
     def _turn(self) -> None:
-        """Greet if nobody speaks, else do what the next message says."""
-        following = self._scheduler != ANY
-        envelope = self._link.receive(_IDLE_GREETING_PERIOD_S if following else _GREETING_PERIOD_S)
-        if envelope is None:
+        """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
+        envelope = self._link.receive(self._patience_s)
+        if envelope is not None:
+            self._take(envelope)
+        elif not self._pending:
             self._link.send(self._hello, ANY)
-        elif isinstance(envelope.message, EngineConfig):
-            self._configure(envelope.sender, envelope.message)
+        if self._pending and (self._pending[0].is_done or len(self._pending) >= _MOST_PENDING):
+            self._answer(self._pending.popleft())
+
+    @property
+    def _patience_s(self) -> float:
+        """How long to wait for a message: not at all while steps run, whose end nothing else announces."""
+        if self._pending:
+            return 0.0
+        return _GREETING_PERIOD_S if self._scheduler == ANY else _IDLE_GREETING_PERIOD_S
+
+    def _take(self, envelope: Envelope[SchedulerStepMessage]) -> None:
+        message = envelope.message
+        if isinstance(message, EngineConfig):
+            self._configure(envelope.sender, message)
         elif envelope.sender != self._scheduler:
             self._link.drop("it is from a scheduler that this worker does not follow")
-        else:
-            self._handle(envelope)
-
-    def _handle(self, envelope: Envelope[SchedulerStepMessage]) -> None:
-        message = envelope.message
-        if isinstance(message, StepBatch):
-            if not self._runner.is_ready:
-                self._link.drop("a step came before the KV cache was allocated")
-                return
-            output = self._runner.execute(message)
-            if self._hello.rank == 0:
-                self._link.send(output, self._scheduler)
         elif isinstance(message, AllocateCache):
-            self._report_progress("allocating KV cache", 0, 0)
-            self._runner.allocate(message.num_blocks)
+            self._finish_pending()
+            self._runner.allocate(message.num_blocks, self._throttled_progress())
             self._link.send(WorkerReady(self._hello.rank), self._scheduler)
-        elif isinstance(message, ResetSlots):
-            self._runner.reset_slots()
+        elif not self._runner.is_ready:
+            self._link.drop("a step came before the KV cache was allocated")
+        else:
+            self._pending.append(self._runner.launch(message))
 
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
         """Follow this scheduler and have what it wants loaded."""
+        self._finish_pending()
         if scheduler != self._scheduler:
             logger.info("following scheduler incarnation=%s", scheduler.hex())
             self._scheduler = scheduler
             self._runner.reset_slots()
-        num_blocks, model = self._runner.load(engine, self._throttled_progress("loading weights"))
+        num_blocks, model = self._runner.load(engine, self._throttled_progress())
         self._link.send(WorkerLoaded(self._hello.rank, num_blocks, model), scheduler)
 
-    def _throttled_progress(self, stage: str) -> Callable[[int, int], None]:
-        """A callback that passes on the first, the last, and a few reports a second in between."""
-        last_s = 0.0
+    def _answer(self, step: PendingStep) -> None:
+        output = step.output()
+        if self._hello.rank == 0:
+            self._link.send(output, self._scheduler)
 
-        def report(done: int, total: int) -> None:
-            nonlocal last_s
+    def _finish_pending(self) -> None:
+        """Wait for steps whose outcome no longer matters."""
+        while self._pending:
+            self._pending.popleft().output()
+
+    def _throttled_progress(self) -> OnProgress:
+        """A callback that passes on each stage's first and last report, and a few a second in between."""
+        last_s, last_stage = 0.0, ""
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal last_s, last_stage
             now_s = time.monotonic()
-            if done == total or now_s - last_s >= _PROGRESS_PERIOD_S:
-                last_s = now_s
-                self._report_progress(stage, done, total)
+            if done == total or stage != last_stage or now_s - last_s >= _PROGRESS_PERIOD_S:
+                last_s, last_stage = now_s, stage
+                self._link.send(WorkerProgress(self._hello.rank, stage, done, total), self._scheduler)
 
         return report
-
-    def _report_progress(self, stage: str, done: int, total: int) -> None:
-        self._link.send(WorkerProgress(self._hello.rank, stage, done, total), self._scheduler)
 
 
 def run_worker(config: WorkerConfig) -> str | None:

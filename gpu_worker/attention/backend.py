@@ -43,7 +43,18 @@ class AttentionParams:
 
 
 class AttentionBackend(Protocol):
-    """Causal attention of new queries over everything their sequences hold in the KV cache."""
+    """Causal attention of new queries over everything their sequences hold in the KV cache.
+
+    Attributes:
+        reads_device_only: whether a step depends on no number of the host but its padded sizes, so that one captured
+            graph serves every batch that fits it.
+    """
+
+    reads_device_only: bool
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Do what all layers of a step share. Called once per step, before the first `forward`."""
+        ...
 
     def forward(
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, params: AttentionParams

@@ -43,6 +43,8 @@ class CpuAttention:
     Neither split depends on the rest of the batch, so a sequence's result does not either.
     """
 
+    reads_device_only = False
+
     def __init__(self, library: ctypes.CDLL) -> None:
         """Bind the functions of a library that `load_native` gave."""
         self._decode = library.pagewire_attention_decode
@@ -51,6 +53,9 @@ class CpuAttention:
             function.argtypes = (ctypes.POINTER(_Attention),)
         self._decode.restype = ctypes.c_int
         self._prefill.restype = None
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Nothing is shared by the layers."""
 
     @staticmethod
     def supports(head_dim: int) -> bool:

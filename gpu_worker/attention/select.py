@@ -2,12 +2,16 @@
 
 import ctypes
 import logging
+from dataclasses import dataclass
 
 import torch
 
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.attention.cpu_backend import CpuAttention
 from gpu_worker.attention.torch_backend import TorchAttention
+from gpu_worker.kernels.select import obstacle_to_triton
+from gpu_worker.models.config import ModelConfig
+from gpu_worker.parallel import ParallelGroup, split_heads
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +20,26 @@ class AttentionBackendError(Exception):
     """The backend that was asked for cannot run here; the message says why."""
 
 
-def select_backend(name: str, device: torch.device, head_dim: int, native: ctypes.CDLL | None) -> AttentionBackend:
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What attention on one rank looks like. windows: the sliding windows of its layers, None for full attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    windows: frozenset[int | None]
+    dtype: torch.dtype
+
+    @classmethod
+    def of_rank(cls, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype) -> "AttentionShape":
+        """This rank's part of a model's attention."""
+        heads = split_heads(config.num_heads, config.num_kv_heads, parallel.rank, parallel.world_size)
+        return cls(len(heads.query), len(heads.kv), config.head_dim, frozenset(config.sliding_window), dtype)
+
+
+def select_backend(
+    name: str, shape: AttentionShape, device: torch.device, native: ctypes.CDLL | None
+) -> AttentionBackend:
     """The backend of that name; "auto" is the fastest that can run.
 
     Args:
@@ -25,18 +48,30 @@ def select_backend(name: str, device: torch.device, head_dim: int, native: ctype
     Raises:
         AttentionBackendError: the backend that was asked for by name cannot run.
     """
-    if name == "torch":
-        logger.info("attention backend chosen backend=torch reason=asked for")
-        return TorchAttention()
-    obstacle = _obstacle_to_cpu(device, head_dim, native)
-    if native is not None and obstacle is None:
-        reason = "asked for" if name == "cpu" else "fastest on this device"
-        logger.info("attention backend chosen backend=cpu reason=%s", reason)
-        return CpuAttention(native)
+    obstacles = {"triton": obstacle_to_triton(device), "cpu": _obstacle_to_cpu(device, shape.head_dim, native)}
+    if obstacles.get(name) is not None:
+        raise AttentionBackendError(
+            f"attention backend {name!r} cannot run: {obstacles[name]}; use --attention-backend auto or torch"
+        )
+    if name == "auto":
+        fastest = next((candidate for candidate, obstacle in obstacles.items() if obstacle is None), "torch")
+        reasons = "; ".join(f"no {candidate}: {obstacle}" for candidate, obstacle in obstacles.items() if obstacle)
+        logger.info("attention backend chosen backend=%s reason=fastest that can run (%s)", fastest, reasons)
+        name = fastest
+    else:
+        logger.info("attention backend chosen backend=%s reason=asked for", name)
+    if name == "triton":
+        return _triton(shape, device)
     if name == "cpu":
-        raise AttentionBackendError(f"attention backend 'cpu' cannot run: {obstacle}; use --attention-backend torch")
-    logger.info("attention backend chosen backend=torch reason=%s", obstacle)
+        assert native is not None
+        return CpuAttention(native)
     return TorchAttention()
+
+
+def _triton(shape: AttentionShape, device: torch.device) -> AttentionBackend:
+    from gpu_worker.attention.triton_backend import TritonAttention  # noqa: PLC0415 - triton need not be installed
+
+    return TritonAttention(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.windows, shape.dtype, device)
 
 
 def _obstacle_to_cpu(device: torch.device, head_dim: int, native: ctypes.CDLL | None) -> str | None:

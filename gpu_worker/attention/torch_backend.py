@@ -9,6 +9,11 @@ from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 class TorchAttention:
     """Attends sequence by sequence over a gathered copy of its keys and values."""
 
+    reads_device_only = False
+
+    def prepare(self, metadata: AttentionMetadata) -> None:
+        """Nothing is shared by the layers."""
+
     def forward(
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, params: AttentionParams
     ) -> torch.Tensor:

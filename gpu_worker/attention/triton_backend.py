@@ -24,6 +24,8 @@ class TritonAttention:
     `prepare` must run once per step batch before the first layer, on the same stream.
     """
 
+    reads_device_only = True
+
     def __init__(
         self,
         num_heads: int,

@@ -1,7 +1,11 @@
 """Which implementation of the fused operations does a device get?"""
 
 import ctypes
+import importlib.util
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,8 +14,12 @@ from gpu_worker.kernels.cpu import CpuKernels
 from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kernels.native import NativeKernelsError, load_native
 from gpu_worker.kernels.reference import ReferenceKernels
+from gpu_worker.models.config import ModelConfig
+from gpu_worker.parallel import ParallelGroup
 
 logger = logging.getLogger(__name__)
+
+_LEAST_CAPABILITY = (8, 0)
 
 
 def find_native(device: torch.device, cache_dir: Path) -> ctypes.CDLL | None:
@@ -25,8 +33,49 @@ def find_native(device: torch.device, cache_dir: Path) -> ctypes.CDLL | None:
         return None
 
 
-def select_kernels(native: ctypes.CDLL | None) -> Kernels:
-    """The C kernels where there are any, else the torch reference."""
-    kernels = ReferenceKernels() if native is None else CpuKernels(native)
+def obstacle_to_triton(device: torch.device) -> str | None:
+    """Why our Triton kernels cannot run on a device, None if they can."""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, and 8.0 is needed"
+    return None
+
+
+def select_kernels(device: torch.device, native: ctypes.CDLL | None) -> Kernels:
+    """Triton kernels on a GPU and C kernels on a CPU where there are any, else the torch reference."""
+    kernels: Kernels
+    obstacle = obstacle_to_triton(device)
+    if obstacle is None:
+        from gpu_worker.kernels.triton_kernels import TritonKernels  # noqa: PLC0415 - triton need not be installed
+
+        kernels = TritonKernels(device)
+    elif native is not None:
+        kernels = CpuKernels(native)
+    else:
+        kernels = ReferenceKernels()
+        if device.type == "cuda":
+            logger.warning("no Triton kernels, plain torch is used instead and is much slower reason=%s", obstacle)
     logger.info("kernels chosen kernels=%s", type(kernels).__name__)
     return kernels
+
+
+@contextmanager
+def compiling_kernels(
+    device: torch.device, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype, block_size: int
+) -> Iterator[None]:
+    """Compile what a model needs of Triton's kernels, if they can run, while the body does something else."""
+    if obstacle_to_triton(device) is not None:
+        yield
+        return
+    from gpu_worker.kernels.triton_warm_up import KernelShapes, compile_kernels  # noqa: PLC0415
+
+    with ThreadPoolExecutor(1, "compile") as pool:
+        compiling = pool.submit(compile_kernels, KernelShapes.of_rank(config, parallel, dtype, block_size), device)
+        yield
+        compiling.result()

@@ -17,6 +17,8 @@ from gpu_worker.kernels.triton_jit import can_overlap
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
 from gpu_worker.kernels.triton_sampling import DeviceSampling
+from gpu_worker.models.config import ModelConfig
+from gpu_worker.parallel import ParallelGroup, split, split_heads
 
 _THREADS = 8
 _EPS = 1e-6
@@ -40,7 +42,40 @@ class KernelShapes:
     linear: frozenset[tuple[int, int]]
     params: frozenset[AttentionParams]
     dtype: torch.dtype
-    logits_dtype: torch.dtype
+
+    @classmethod
+    def of_rank(
+        cls, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype, block_size: int
+    ) -> "KernelShapes":
+        """What one rank of a model needs."""
+        rank, world_size, size = parallel.rank, parallel.world_size, config.head_dim
+        heads = split_heads(config.num_heads, config.num_kv_heads, rank, world_size)
+        num_heads, num_kv_heads = len(heads.query), len(heads.kv)
+        intermediate = len(split(config.intermediate_size, rank, world_size))
+        vocab = -(-config.vocab_size // world_size)
+        return cls(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=size,
+            rotary_dim=config.rope.rotary_dim,
+            hidden=config.hidden_size,
+            intermediate=intermediate,
+            vocab=config.vocab_size,
+            block_size=block_size,
+            qk_norm=config.qk_norm,
+            has_bias=config.qkv_bias or config.o_bias or config.mlp_bias,
+            linear=frozenset(
+                (
+                    (config.hidden_size, (num_heads + 2 * num_kv_heads) * size),
+                    (num_heads * size, config.hidden_size),
+                    (config.hidden_size, 2 * intermediate),
+                    (intermediate, config.hidden_size),
+                    (config.hidden_size, vocab),
+                )
+            ),
+            params=frozenset(AttentionParams(size**-0.5, window) for window in config.sliding_window),
+            dtype=dtype,
+        )
 
 
 def compile_kernels(shapes: KernelShapes, device: torch.device) -> None:
@@ -63,7 +98,7 @@ def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable
     cos_sin = torch.zeros(1, shapes.rotary_dim, device=device)
     cache = _cache(shapes, device)
     zero, nowhere = torch.zeros(1, dtype=torch.int64, device=device), torch.full((1,), -1, device=device)
-    logits = torch.zeros(1, shapes.vocab, dtype=shapes.logits_dtype, device=device)
+    logits = torch.zeros(1, shapes.vocab, dtype=shapes.dtype, device=device)
     number, count = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int32, device=device)
     sampling = DeviceSampling(number, count, number, number, zero, zero)
     return [

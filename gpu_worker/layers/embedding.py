@@ -37,9 +37,9 @@ class VocabParallelHead:
         self._vocab_size = vocab_size
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
+        """[num_sampled, hidden] -> [num_sampled, vocab] in the compute dtype."""
         logits = self._parallel.all_gather(self._multiply(hidden))
-        return logits[:, : self._vocab_size].float()
+        return logits[:, : self._vocab_size]
 
 
 def load_embedding_and_head(

@@ -27,6 +27,7 @@ class DecoderModel:
         config: the whole model's.
         num_kv_heads: this rank's.
         dtype: of activations and of what is written to the KV cache.
+        attention: the backend of all layers.
     """
 
     def __init__(self, config: ModelConfig, context: LayerContext) -> None:
@@ -41,6 +42,7 @@ class DecoderModel:
         self.config = config
         self.num_kv_heads = len(heads.kv)
         self.dtype = context.method.compute_dtype
+        self.attention = context.attention
         self._kernels = context.kernels
         self._embedding, self._head = load_embedding_and_head(
             context, config.vocab_size, config.hidden_size, config.tie_embeddings
@@ -67,6 +69,7 @@ class DecoderModel:
             [num_tokens, hidden] after the last norm.
         """
         eps = self.config.rms_eps
+        self.attention.prepare(metadata)
         residual = self._embedding(input_ids)
         x = self._kernels.rms_norm(residual, self._layers[0].input_norm, eps)
         for layer, kv_cache, next_norm in zip(self._layers, kv_caches, self._next_norms, strict=True):
@@ -75,7 +78,7 @@ class DecoderModel:
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
+        """[num_sampled, hidden] -> [num_sampled, vocab] in the compute dtype."""
         return self._head(hidden)
 
 

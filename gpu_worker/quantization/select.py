@@ -5,6 +5,7 @@ import ctypes
 import torch
 
 from gpu_worker.formats.errors import ModelLoadError
+from gpu_worker.kernels.select import obstacle_to_triton
 from gpu_worker.quantization.cpu import CpuLinearMethod
 from gpu_worker.quantization.fbgemm import FbgemmLinearMethod
 from gpu_worker.quantization.linear_method import LinearMethod
@@ -22,7 +23,11 @@ def select_linear_method(device: torch.device, dtype: torch.dtype, native: ctype
         ModelLoadError: this CPU cannot do it, or not at a bearable speed.
     """
     if device.type != "cpu":
-        return PlainLinearMethod(dtype)
+        if obstacle_to_triton(device) is not None:
+            return PlainLinearMethod(dtype)
+        from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415 - triton need not be installed
+
+        return CudaLinearMethod(device, dtype)
     if native is not None and dtype in (torch.float32, torch.float16):
         return CpuLinearMethod(native, dtype)
     if dtype == torch.float32:

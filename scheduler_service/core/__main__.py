@@ -41,8 +41,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, help="longest prompt plus output (default: the model's)")
     parser.add_argument("--num-blocks", type=int, help="KV blocks (default: what fits the workers' memory)")
     parser.add_argument("--tensor-parallel-size", type=int, default=defaults.tensor_parallel_size, help="worker ranks")
-    parser.add_argument("--no-prefix-caching", action="store_true", help="never share blocks between requests")
-    parser.add_argument("--no-async-scheduling", action="store_true", help="schedule a step only when the last is done")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--prefix-caching", action=switch, default=True, help="share blocks between requests")
+    parser.add_argument("--async-scheduling", action=switch, default=True, help="schedule one step ahead")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 
@@ -55,8 +56,8 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         max_model_len=arguments.max_model_len,
         num_blocks=arguments.num_blocks,
         tensor_parallel_size=arguments.tensor_parallel_size,
-        prefix_caching=not arguments.no_prefix_caching,
-        async_scheduling=not arguments.no_async_scheduling,
+        prefix_caching=arguments.prefix_caching,
+        async_scheduling=arguments.async_scheduling,
     )
 
 

@@ -19,8 +19,7 @@ class Target(enum.Flag):
 class EngineFlag:
     """A flag that is passed on as it was given; not given, the process's own default holds.
 
-    `kind` bool makes a pair --NAME / --no-NAME, of which only --no-NAME is passed on: what it switches is on by
-    default.
+    `kind` bool makes a pair --NAME / --no-NAME.
     """
 
     name: str
@@ -50,7 +49,8 @@ ENGINE_FLAGS = (
     EngineFlag("device", _WORKER, str, "where the model runs", ("auto", "cpu", "cuda")),
     EngineFlag("dtype", _WORKER, str, "precision of weights", ("auto", "float32", "float16", "bfloat16")),
     EngineFlag("threads", _WORKER, int, "CPU threads of each rank"),
-    EngineFlag("attention-backend", _WORKER, str, "attention implementation", ("auto", "torch", "cpu")),
+    EngineFlag("attention-backend", _WORKER, str, "attention implementation", ("auto", "triton", "torch", "cpu")),
+    EngineFlag("enforce-eager", _WORKER, bool, "capture no CUDA graphs on a GPU"),
     EngineFlag("gpu-memory-utilization", _WORKER, float, "part of the GPU's memory to use"),
     EngineFlag("cpu-memory-gib", _WORKER, float, "memory for the KV cache on CPU, in GiB"),
     EngineFlag("load-format", _WORKER, str, "dummy draws random weights", ("auto", "dummy")),
@@ -84,7 +84,7 @@ def arguments_for(target: Target, values: Mapping[str, object]) -> list[str]:
         if value is None or not target & flag.targets:
             continue
         if flag.kind is bool:
-            arguments += [] if value else [f"--no-{flag.name}"]
+            arguments.append(f"--{flag.name}" if value else f"--no-{flag.name}")
         else:
             arguments += [f"--{flag.name}", str(value)]
     return arguments

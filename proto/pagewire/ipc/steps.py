@@ -118,8 +118,4 @@ class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
     sampled: bytes
 
 
-class ResetSlots(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
-    """Forget every slot: the scheduler has none of them (it was restarted)."""
-
-
-SchedulerStepMessage = EngineConfig | AllocateCache | StepBatch | ResetSlots
+SchedulerStepMessage = EngineConfig | AllocateCache | StepBatch

@@ -13,7 +13,7 @@ from gpu_worker.attention.torch_backend import TorchAttention
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.models.decoder import DecoderModel
 from gpu_worker.parallel import ParallelGroup
-from gpu_worker.weights import load_model
+from gpu_worker.weights import load_model, read_config
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -59,12 +59,12 @@ def load(
     """Load on the CPU with the reference kernels and attention."""
     return load_model(
         path,
+        read_config(path, max_model_len),
         kernels=ReferenceKernels(),
         attention=TorchAttention(),
         parallel=parallel or ParallelGroup(),
         device=CPU,
         dtype=dtype,
-        max_model_len=max_model_len,
         load_format=load_format,
         on_progress=on_progress,
     )

@@ -9,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.input_batch import InputBatch, StepBatchError
+from gpu_worker.step_inputs import SlotShape, StepInputs
 from pagewire.ipc.requests import Sampling
 from pagewire.ipc.steps import AddedSequence, StepBatch
 
@@ -71,13 +73,36 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
 
 
+class Slots:
+    """An InputBatch, and the device's half of the slots, on the CPU."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        shape = SlotShape(max_num_seqs, max_model_len, block_size)
+        self.batch = InputBatch(shape, NUM_BLOCKS)
+        self.device = DeviceSlots(shape, CPU)
+
+    def apply(self, message: StepBatch) -> StepInputs:
+        inputs = self.batch.apply(message)
+        self.device.write(inputs)
+        return inputs
+
+    def input_ids(self, inputs: StepInputs) -> list[int]:
+        return self.device.token_ids[torch.from_numpy(inputs.token_places)].tolist()
+
+    def tables(self, inputs: StepInputs) -> torch.Tensor:
+        return self.device.block_tables[torch.from_numpy(inputs.slots)]
+
+    def store(self, inputs: StepInputs, token_ids: list[int]) -> None:
+        self.device.token_ids[torch.from_numpy(inputs.drawn_places)] = torch.tensor(token_ids, dtype=torch.int32)
+
+
 class SlotMachine(RuleBasedStateMachine):
     """Random steps: sequences leave, arrive, grow, compute and draw, several of each in one batch."""
 
     @initialize(block_size=st.sampled_from([1, 3, 16]))
     def start(self, block_size: int) -> None:
         self.block_size = block_size
-        self.batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, block_size, NUM_BLOCKS, CPU)
+        self.batch = Slots(MAX_NUM_SEQS, MAX_MODEL_LEN, block_size)
         self.sequences: dict[int, Sequence] = {}
 
     @rule(data=st.data())
@@ -98,7 +123,7 @@ class SlotMachine(RuleBasedStateMachine):
         inputs = self.batch.apply(message)
         self._compare(inputs, slots, num_tokens, sampled)
         drawn = [data.draw(st.integers(0, 999)) for flag in sampled if flag]
-        self.batch.store(inputs, torch.tensor(drawn, dtype=torch.int64))
+        self.batch.store(inputs, drawn)
         for slot, count in zip(slots, num_tokens, strict=True):
             self.sequences[slot].num_computed += count
         for slot, token in zip([s for s, flag in zip(slots, sampled, strict=True) if flag], drawn, strict=True):
@@ -148,28 +173,28 @@ class SlotMachine(RuleBasedStateMachine):
         return sequence.num_computed + count == len(sequence.tokens)
 
     def _compare(self, inputs, slots, num_tokens, sampled) -> None:  # type: ignore[no-untyped-def]
-        metadata = inputs.metadata
+        input_ids, tables = self.batch.input_ids(inputs), self.batch.tables(inputs)
         row, sampled_rows, wanted = 0, [], []
         for index, (slot, count) in enumerate(zip(slots, num_tokens, strict=True)):
             sequence = self.sequences[slot]
-            assert metadata.query_start[index] == row
-            assert metadata.seq_lens[index] == sequence.num_computed + count
+            assert inputs.query_start[index] == row
+            assert inputs.seq_lens[index] == sequence.num_computed + count
             for position in range(sequence.num_computed, sequence.num_computed + count):
                 block = sequence.blocks[position // self.block_size]
-                assert inputs.input_ids[row] == sequence.tokens[position]
+                assert input_ids[row] == sequence.tokens[position]
                 assert inputs.positions[row] == position
-                assert metadata.slot_mapping[row] == block * self.block_size + position % self.block_size
-                assert metadata.block_tables[index, position // self.block_size] == block
+                assert inputs.slot_mapping[row] == block * self.block_size + position % self.block_size
+                assert tables[index, position // self.block_size] == block
                 row += 1
             used = -(-(sequence.num_computed + count) // self.block_size)
-            assert metadata.block_tables[index, :used].tolist() == sequence.blocks[:used]
+            assert tables[index, :used].tolist() == sequence.blocks[:used]
             if sampled[index]:
                 sampled_rows.append(row - 1)
                 wanted.append(sequence)
-        assert metadata.query_start[len(slots)] == row == len(inputs.input_ids)
-        assert metadata.num_decodes == sum(count == 1 for count in num_tokens)
-        assert metadata.max_query_len == max(num_tokens, default=0)
-        assert metadata.max_seq_len == max(metadata.seq_lens.tolist(), default=0)
+        assert inputs.query_start[len(slots)] == row == len(input_ids)
+        assert inputs.num_decodes == sum(count == 1 for count in num_tokens)
+        assert inputs.max_query_len == max(num_tokens, default=0)
+        assert inputs.max_seq_len == max(inputs.seq_lens.tolist(), default=0)
         assert inputs.sampled_rows.tolist() == sampled_rows
         sampling = inputs.sampling
         assert sampling.temperature.tolist() == [s.sampling.temperature for s in wanted]
@@ -184,37 +209,37 @@ TestSlotMachine = SlotMachine.TestCase
 TestSlotMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
-def new_batch() -> InputBatch:
-    batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, 4, NUM_BLOCKS, CPU)
+def new_batch() -> Slots:
+    batch = Slots(MAX_NUM_SEQS, MAX_MODEL_LEN, 4)
     batch.apply(step([2], [3], [1], added=[added(2, [5, 6, 7], [9])]))
     return batch
 
 
 def test_apply_reads_a_token_that_was_stored_on_the_device() -> None:
-    batch = InputBatch(MAX_NUM_SEQS, MAX_MODEL_LEN, 4, NUM_BLOCKS, CPU)
+    batch = Slots(MAX_NUM_SEQS, MAX_MODEL_LEN, 4)
     inputs = batch.apply(step([2], [3], [1], added=[added(2, [5, 6, 7], [9])]))
-    batch.store(inputs, torch.tensor([123]))
+    batch.store(inputs, [123])
     after = batch.apply(step([2], [1], [1]))
-    assert after.input_ids.tolist() == [123]
+    assert batch.input_ids(after) == [123]
     assert after.positions.tolist() == [3]
-    assert after.metadata.slot_mapping.tolist() == [39]
+    assert after.slot_mapping.tolist() == [39]
 
 
 def test_apply_of_a_batch_without_slots_gives_no_rows() -> None:
     inputs = new_batch().apply(step(removed=[2]))
-    assert len(inputs.input_ids) == len(inputs.sampled_rows) == 0
+    assert len(inputs.positions) == len(inputs.sampled_rows) == 0
 
 
 def test_a_sequence_of_full_length_can_draw_one_more_token() -> None:
-    batch = InputBatch(2, 4, 4, NUM_BLOCKS, CPU)
+    batch = Slots(2, 4, 4)
     first = batch.apply(step([0], [4], [1], added=[added(0, [1, 2, 3, 4], [0]), added(1, [8], [1])]))
-    batch.store(first, torch.tensor([77]))
-    assert batch.apply(step([1], [1], [0])).input_ids.tolist() == [8]
+    batch.store(first, [77])
+    assert batch.input_ids(batch.apply(step([1], [1], [0]))) == [8]
 
 
 def test_clear_frees_every_slot() -> None:
     batch = new_batch()
-    batch.clear()
+    batch.batch.clear()
     batch.apply(step(added=[added(2, [1], [0])]))
 
 

@@ -51,7 +51,7 @@ def test_find_native_without_a_compiler_warns_and_falls_back(
     assert library is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no C compiler found" in caplog.text
-    assert isinstance(select_kernels(library), ReferenceKernels)
+    assert isinstance(select_kernels(CPU, library), ReferenceKernels)
 
 
 def test_load_native_with_a_failing_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.kv_cache import CacheTooSmallError
 from gpu_worker.model_runner import ModelRunner
 from pagewire.ipc.requests import Sampling
-from pagewire.ipc.steps import EngineConfig
+from pagewire.ipc.steps import EngineConfig, StepBatch, StepOutput
 from tests.fakes.bare_scheduler import make_added, make_step
 from tests.unit.gpu_worker.native_kernels import CACHE_DIR
 from tests.unit.gpu_worker.tiny_checkpoint import MAX_MODEL_LEN, complete_greedily, write_checkpoint
@@ -27,9 +27,17 @@ def new_runner(path: Path, **settings: object) -> ModelRunner:
 
 def ready_runner(path: Path) -> ModelRunner:
     runner = new_runner(path)
-    num_blocks, _ = runner.load(ENGINE, lambda done, total: None)
-    runner.allocate(num_blocks)
+    num_blocks, _ = runner.load(ENGINE, no_progress)
+    runner.allocate(num_blocks, no_progress)
     return runner
+
+
+def execute(runner: ModelRunner, batch: StepBatch) -> StepOutput:
+    return runner.launch(batch).output()
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Nobody looks."""
 
 
 def tokens_of(output_token_ids: bytes) -> list[int]:
@@ -43,13 +51,13 @@ def test_steps_give_the_tokens_of_transformers(tmp_path: Path) -> None:
     added = [make_added(0, prompts[0], [9, 4, 7]), make_added(3, prompts[1], [0, 1, 2])]
     outputs: list[list[int]] = [[], []]
     # One prompt at once, the other in chunks of two tokens.
-    outputs[1] += tokens_of(runner.execute(make_step([0, 3], [2, 3], [0, 1], added)).token_ids)
-    outputs[1] += tokens_of(runner.execute(make_step([3, 0], [1, 2], [1, 0])).token_ids)
-    both = tokens_of(runner.execute(make_step([0, 3], [1, 1], [1, 1])).token_ids)
+    outputs[1] += tokens_of(execute(runner, make_step([0, 3], [2, 3], [0, 1], added)).token_ids)
+    outputs[1] += tokens_of(execute(runner, make_step([3, 0], [1, 2], [1, 0])).token_ids)
+    both = tokens_of(execute(runner, make_step([0, 3], [1, 1], [1, 1])).token_ids)
     outputs[0].append(both[0])
     outputs[1].append(both[1])
     for _ in range(3):
-        both = tokens_of(runner.execute(make_step([3, 0], [1, 1], [1, 1])).token_ids)
+        both = tokens_of(execute(runner, make_step([3, 0], [1, 1], [1, 1])).token_ids)
         outputs[1].append(both[0])
         outputs[0].append(both[1])
     expected = [complete_greedily(model, prompt, len(output)) for prompt, output in zip(prompts, outputs, strict=True)]
@@ -69,9 +77,9 @@ def test_draws_depend_on_the_seed_alone(tmp_path: Path) -> None:
         order = sorted(slots, key=lambda s: s == slot)
         row = order.index(slot)
         counts = [3 if s == slot else 1 for s in order]
-        tokens = [tokens_of(runner.execute(make_step(order, counts, [1] * len(order), added)).token_ids)[row]]
+        tokens = [tokens_of(execute(runner, make_step(order, counts, [1] * len(order), added)).token_ids)[row]]
         for _ in range(5):
-            tokens += tokens_of(runner.execute(make_step([slot], [1], [1])).token_ids)
+            tokens += tokens_of(execute(runner, make_step([slot], [1], [1])).token_ids)
         return tokens
 
     assert draw(0, 11, others=0) == draw(3, 11, others=2) == draw(1, 11, others=3)
@@ -86,40 +94,40 @@ def test_a_sequence_with_nan_is_flagged_alone(tmp_path: Path) -> None:
     runner = ready_runner(tmp_path)
     # The head is not tied to the embedding: only who reads the poisoned token is ill.
     added = [make_added(0, [5], [0]), make_added(1, [POISON], [1]), make_added(2, [6, POISON, 8], [2, 3])]
-    output = runner.execute(make_step([0, 1, 2], [1, 1, 3], [1, 1, 1], added))
+    output = execute(runner, make_step([0, 1, 2], [1, 1, 3], [1, 1, 1], added))
     assert output.nan_flags == bytes([0, 1, 1])
     assert all(0 <= token < 101 for token in tokens_of(output.token_ids))
-    assert runner.execute(make_step([0], [1], [1])).nan_flags == bytes([0])
+    assert execute(runner, make_step([0], [1], [1])).nan_flags == bytes([0])
 
 
 def test_a_step_without_slots_or_draws_gives_no_tokens(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     runner = ready_runner(tmp_path)
-    first = runner.execute(make_step([0], [2], [0], [make_added(0, [5, 6, 7], [0])], step_id=8))
+    first = execute(runner, make_step([0], [2], [0], [make_added(0, [5, 6, 7], [0])], step_id=8))
     assert (first.step_id, first.token_ids, first.nan_flags) == (8, b"", b"")
-    assert runner.execute(make_step([], [], [], removed=[0], step_id=9)).token_ids == b""
+    assert execute(runner, make_step([], [], [], removed=[0], step_id=9)).token_ids == b""
 
 
 def test_load_again_keeps_the_weights_and_allocate_again_the_cache(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     runner = ready_runner(tmp_path)
-    runner.execute(make_step([0], [2], [1], [make_added(0, [5, 6], [0])]))
+    execute(runner, make_step([0], [2], [1], [make_added(0, [5, 6], [0])]))
     reports: list[int] = []
-    num_blocks, model = runner.load(ENGINE, lambda done, total: reports.append(done))
+    num_blocks, model = runner.load(ENGINE, lambda stage, done, total: reports.append(done))
     memory = [cache.data_ptr() for cache in runner.kv_caches]
-    runner.allocate(num_blocks)
+    runner.allocate(num_blocks, no_progress)
     assert reports == []
     assert model.vocab_size == 101
     assert [cache.data_ptr() for cache in runner.kv_caches] == memory
     # The slots are empty again.
-    runner.execute(make_step([0], [2], [1], [make_added(0, [5, 6], [0])]))
+    execute(runner, make_step([0], [2], [1], [make_added(0, [5, 6], [0])]))
 
 
 def test_load_with_another_length_loads_again(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     runner = ready_runner(tmp_path)
     reports: list[int] = []
-    _, model = runner.load(EngineConfig(4, 4, 64, 50, 40), lambda done, total: reports.append(done))
+    _, model = runner.load(EngineConfig(4, 4, 64, 50, 40), lambda stage, done, total: reports.append(done))
     assert model.max_model_len == 50
     assert reports != []
     assert not runner.is_ready
@@ -127,7 +135,7 @@ def test_load_with_another_length_loads_again(tmp_path: Path) -> None:
 
 def test_load_offers_what_can_be_used_at_most(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
-    num_blocks, model = new_runner(tmp_path).load(EngineConfig(16, 3, 64, None, None), lambda done, total: None)
+    num_blocks, model = new_runner(tmp_path).load(EngineConfig(16, 3, 64, None, None), no_progress)
     assert model.max_model_len == MAX_MODEL_LEN
     assert num_blocks == 3 * MAX_MODEL_LEN // 16
 
@@ -136,12 +144,12 @@ def test_load_without_memory_for_one_sequence_says_so(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     runner = new_runner(tmp_path, cpu_memory_gib=1e-6)
     with pytest.raises(CacheTooSmallError, match="one sequence of 128 tokens"):
-        runner.load(EngineConfig(16, 3, 64, None, None), lambda done, total: None)
+        runner.load(EngineConfig(16, 3, 64, None, None), no_progress)
 
 
 def test_load_of_a_missing_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="nowhere"):
-        new_runner(tmp_path / "nowhere").load(ENGINE, lambda done, total: None)
+        new_runner(tmp_path / "nowhere").load(ENGINE, no_progress)
 
 
 def test_dummy_weights_follow_the_seed(tmp_path: Path) -> None:
@@ -150,11 +158,13 @@ def test_dummy_weights_follow_the_seed(tmp_path: Path) -> None:
 
     def logits(seed: int) -> list[int]:
         runner = new_runner(tmp_path, load_format="dummy", seed=seed)
-        runner.allocate(runner.load(ENGINE, lambda done, total: None)[0])
+        runner.allocate(runner.load(ENGINE, no_progress)[0], no_progress)
         warm = Sampling(1.0, 0, 1.0, 0.0, 1)
-        tokens = tokens_of(runner.execute(make_step([0], [2], [1], [make_added(0, [5, 6], [0, 1, 2], warm)])).token_ids)
+        tokens = tokens_of(
+            execute(runner, make_step([0], [2], [1], [make_added(0, [5, 6], [0, 1, 2], warm)])).token_ids
+        )
         for _ in range(8):
-            tokens += tokens_of(runner.execute(make_step([0], [1], [1])).token_ids)
+            tokens += tokens_of(execute(runner, make_step([0], [1], [1])).token_ids)
         return tokens
 
     torch.manual_seed(99)

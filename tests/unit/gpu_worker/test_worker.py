@@ -16,7 +16,6 @@ from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
-    ResetSlots,
     StepOutput,
     WorkerFailed,
     WorkerHello,
@@ -134,13 +133,6 @@ def test_worker_drops_a_step_before_the_cache_is_allocated(service: Service, sch
     service.check_answer(scheduler)
 
 
-def test_reset_slots_frees_all_of_them(service: Service, scheduler: BareScheduler) -> None:
-    scheduler.start(ENGINE)
-    for _ in range(2):
-        service.check_answer(scheduler)
-        scheduler.send(ResetSlots())
-
-
 def test_two_steps_may_be_sent_before_the_first_is_answered(service: Service, scheduler: BareScheduler) -> None:
     scheduler.start(ENGINE)
     scheduler.send(make_step([0], [5], [1], [make_added(0, PROMPT, [0, 1])], step_id=7))
@@ -156,6 +148,13 @@ def test_worker_greets_a_scheduler_that_comes_after_another(service: Service) ->
         scheduler.start(ENGINE)
     with BareScheduler(service.address) as scheduler:
         assert scheduler.wait(WorkerHello).pid == service.process.pid
+
+
+def test_another_scheduler_finds_empty_slots(service: Service) -> None:
+    for _ in range(2):
+        with BareScheduler(service.address) as scheduler:
+            scheduler.start(ENGINE)
+            service.check_answer(scheduler)
 
 
 def test_worker_that_contradicts_the_scheduler_fails_and_says_so(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ def test_each_flag_reaches_its_processes_alone():
     assert arguments_for(Target.GATEWAY, values) == ["--max-message-bytes", "9", "--log-level", "debug"]
 
 
-@pytest.mark.parametrize("name", [flag.name for flag in ENGINE_FLAGS if flag.kind is bool])
-def test_switches_pass_on_their_negative_alone(name):
-    assert arguments_for(Target.SCHEDULER, parse(f"--no-{name}")) == [f"--no-{name}"]
-    assert arguments_for(Target.SCHEDULER, parse(f"--{name}")) == []
+@pytest.mark.parametrize("flag", [flag for flag in ENGINE_FLAGS if flag.kind is bool])
+def test_switches_are_passed_on_as_given(flag):
+    assert arguments_for(flag.targets, parse(f"--no-{flag.name}")) == [f"--no-{flag.name}"]
+    assert arguments_for(flag.targets, parse(f"--{flag.name}")) == [f"--{flag.name}"]
+    assert arguments_for(flag.targets, parse()) == []
 
 
 def test_one_process_each_by_default():

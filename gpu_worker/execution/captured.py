@@ -1,0 +1,216 @@
+"""How does a GPU run a step with two launches, whatever the batch?
+
+A step is two programs. The first runs the layers and keeps the hidden states to draw from; the second makes logits of
+them, draws, and stores the tokens where the next step reads them. Each is captured once per padded size as a CUDA
+graph, and what differs between batches lies in device memory:
+
+    host     pack and copy the numbers -> replay the layers -> replay the draw -> copy the tokens back -> next step
+    device   . . . . . . . . . . . . . . . the same, in order, without waiting for the host
+
+Batches of more tokens than graphs are captured for run operation by operation: the device takes longer than the host.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpu_worker.attention.backend import AttentionMetadata
+from gpu_worker.execution.device_slots import DeviceSlots
+from gpu_worker.execution.graphs import GraphPool, GraphSizes
+from gpu_worker.execution.staging import PaddedShape, Staging
+from gpu_worker.execution.worst_case import worst_case
+from gpu_worker.kernels.triton_kernels import TritonKernels
+from gpu_worker.kernels.triton_sampling import DeviceSampling
+from gpu_worker.kv_cache import CacheShape
+from gpu_worker.models.decoder import DecoderModel
+from gpu_worker.step_inputs import SlotShape, StepInputs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnOnDevice:
+    """Tokens on their way. `host`: [2, num_sampled] int32, tokens and whether their logits are finite."""
+
+    host: torch.Tensor
+    copied: torch.cuda.Event
+
+    @property
+    def is_done(self) -> bool:
+        """See Drawn."""
+        return bool(self.copied.query())  # type: ignore[no-untyped-call]
+
+    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """See Drawn."""
+        self.copied.synchronize()
+        tokens, finite = self.host.numpy()
+        return tokens, finite.astype(np.bool_)
+
+
+class CapturedExecutor:
+    """Runs steps with Triton kernels on a GPU.
+
+    Args:
+        max_tokens: of a step.
+        sizes: for which graphs are captured; None for no graphs at all.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        kernels: TritonKernels,
+        slots: SlotShape,
+        cache: CacheShape,
+        max_tokens: int,
+        sizes: GraphSizes | None,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._slot_shape = slots
+        self._cache = cache
+        self._max_tokens = max_tokens
+        self._sizes = sizes
+        self._device = device
+        self._slots = DeviceSlots(slots, device)
+        max_seqs = slots.max_num_seqs if sizes is None else max(slots.max_num_seqs, sizes.draws[-1])
+        most_tokens = max_tokens if sizes is None else max(max_tokens, sizes.mixed[-1], sizes.decodes[-1])
+        padding = self._slots.padding_slot, self._slots.padding_place
+        self._staging = Staging(max_seqs, most_tokens, *padding, device)
+        hidden_size = model.config.hidden_size
+        self._last_hidden = torch.zeros((max_seqs, hidden_size), dtype=model.dtype, device=device)
+        self._drawn = torch.zeros((2, max_seqs), dtype=torch.int32, device=device)
+        self._kv_caches: Sequence[torch.Tensor] = ()
+        self._graphs = GraphPool(device)
+
+    # ---- start ----------------------------------------------------------------------------------------------------
+
+    def measure_bytes(self) -> int:
+        """See Executor. What graphs take is measured on a few of them and counted for all."""
+        self._kv_caches = self._cache.allocate(1, self._device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self.launch(worst_case(self._slot_shape, self._max_tokens)).read()
+        peak_bytes = torch.cuda.max_memory_reserved(self._device)
+        torch.cuda.empty_cache()
+        graph_bytes = 0 if self._sizes is None else self._measure_graphs(self._sizes)
+        self._kv_caches = ()
+        logger.info("memory of steps measured peak_gib=%.2f graphs_gib=%.2f", peak_bytes / 2**30, graph_bytes / 2**30)
+        return peak_bytes + graph_bytes
+
+    def start(self, kv_caches: Sequence[torch.Tensor], on_progress: Callable[[int, int], None]) -> None:
+        """See Executor. Captures the graphs, largest first: the smaller ones then fit into their memory."""
+        self._kv_caches = kv_caches
+        self._graphs.clear()
+        if self._sizes is None:
+            return
+        started, captures = time.monotonic(), self._captures(self._sizes)
+        for done, (key, program) in enumerate(captures):
+            on_progress(done, len(captures))
+            self._graphs.capture(key, program)
+        on_progress(len(captures), len(captures))
+        logger.info("graphs captured graphs=%d seconds=%.1f", len(captures), time.monotonic() - started)
+
+    def _captures(self, sizes: GraphSizes) -> list[tuple[PaddedShape | int, Callable[[], None]]]:
+        shapes = [self._mixed_shape(size) for size in reversed(sizes.mixed)]
+        shapes += [PaddedShape(size, size, mixed=False) for size in reversed(sizes.decodes)]
+        layers = [(shape, self._layer_program(shape)) for shape in shapes]
+        return [*layers, *((size, self._draw_program(size)) for size in reversed(sizes.draws))]
+
+    def _measure_graphs(self, sizes: GraphSizes) -> int:
+        """Bytes that all graphs will take: the largest of each kind as they are, the others as the second smallest."""
+        captures = self._captures(sizes)
+        first_of_kind = (0, len(sizes.mixed), len(sizes.mixed) + len(sizes.decodes))
+        largest = [captures[index] for index in first_of_kind]
+        small = captures[first_of_kind[2] - 3 : first_of_kind[2] - 1]
+        used = [self._used_bytes()]
+        for group in (largest, small):
+            for key, program in group:
+                self._graphs.capture(key, program)
+            used.append(self._used_bytes())
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        each_bytes = (used[2] - used[1]) // max(len(small), 1)
+        return used[1] - used[0] + each_bytes * (len(captures) - len(largest))
+
+    def _used_bytes(self) -> int:
+        torch.cuda.synchronize(self._device)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self._device)
+        return total_bytes - free_bytes
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def launch(self, inputs: StepInputs) -> DrawnOnDevice:
+        """See Executor."""
+        num_sampled = len(inputs.sampled_rows)
+        self._slots.write(inputs)
+        if len(inputs.positions) > 0:
+            shape, draws = self._pad(inputs), self._pad_draws(num_sampled)
+            self._staging.send(inputs, shape, draws)
+            self._graphs.run(shape, self._layer_program(shape))
+            if draws > 0:
+                self._graphs.run(draws, self._draw_program(draws))
+        host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
+        host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+        return DrawnOnDevice(host, copied)
+
+    def _pad(self, inputs: StepInputs) -> PaddedShape:
+        num_seqs, num_tokens = len(inputs.slots), len(inputs.positions)
+        mixed = inputs.max_query_len > 1
+        padded = None
+        if self._sizes is not None:
+            padded = self._sizes.pad_mixed(num_tokens) if mixed else self._sizes.pad_decodes(num_tokens)
+        if padded is None:
+            return PaddedShape(num_seqs, num_tokens, mixed)
+        return self._mixed_shape(padded) if mixed else PaddedShape(padded, padded, mixed=False)
+
+    def _pad_draws(self, num_sampled: int) -> int:
+        padded = None if self._sizes is None else self._sizes.pad_draws(num_sampled)
+        return num_sampled if padded is None else padded
+
+    def _mixed_shape(self, num_tokens: int) -> PaddedShape:
+        return PaddedShape(min(num_tokens, self._slot_shape.max_num_seqs), num_tokens, mixed=True)
+
+    def _layer_program(self, shape: PaddedShape) -> Callable[[], None]:
+        views = self._staging.layer_inputs(shape)
+        metadata = AttentionMetadata(
+            query_start=views.query_start,
+            seq_lens=views.seq_lens,
+            block_tables=self._slots.block_tables,
+            slot_mapping=views.slot_mapping,
+            num_decodes=shape.num_seqs,
+            max_query_len=shape.num_tokens if shape.mixed else 1,
+            max_seq_len=self._slot_shape.max_model_len,
+        )
+
+        def run() -> None:
+            metadata.block_tables = self._slots.block_tables.index_select(0, views.slots)
+            input_ids = self._slots.token_ids.index_select(0, views.token_places).long()
+            hidden = self._model.forward(input_ids, views.positions, self._kv_caches, metadata)
+            torch.index_select(hidden, 0, views.sampled_rows, out=self._last_hidden[: shape.num_seqs])
+
+        return run
+
+    def _draw_program(self, num_sampled: int) -> Callable[[], None]:
+        views = self._staging.draw_inputs(num_sampled)
+        sampling = DeviceSampling(
+            views.temperature, views.top_k, views.top_p, views.min_p, views.seeds, views.positions
+        )
+
+        def run() -> None:
+            logits = self._model.compute_logits(self._last_hidden[:num_sampled])
+            tokens, finite = self._kernels.sample(logits, sampling)
+            drawn = self._drawn[:, :num_sampled]
+            drawn[0].copy_(tokens)
+            drawn[1].copy_(finite)
+            self._slots.token_ids.scatter_(0, views.drawn_places, drawn[0])
+
+        return run

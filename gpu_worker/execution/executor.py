@@ -1,0 +1,39 @@
+"""What must a way to run steps be able to do?"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gpu_worker.step_inputs import StepInputs
+
+
+class Drawn(Protocol):
+    """The tokens of a step that was launched and may still run."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `read` returns at once."""
+        ...
+
+    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Wait for the step. Its tokens, [num_sampled], and whether the logits they were drawn from are finite."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs steps in the order of their launches: `measure_bytes`, then `start`, then `launch` for each."""
+
+    def measure_bytes(self) -> int:
+        """Run the worst step on a KV cache of one block: the bytes that weights and steps take at their peak."""
+        ...
+
+    def start(self, kv_caches: Sequence[torch.Tensor], on_progress: Callable[[int, int], None]) -> None:
+        """Take the KV caches, per layer [2, num_blocks, block_size, num_kv_heads, head_dim], and get ready."""
+        ...
+
+    def launch(self, inputs: StepInputs) -> Drawn:
+        """Enqueue a step. What earlier steps draw is known to it without their being done."""
+        ...

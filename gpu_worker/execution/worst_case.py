@@ -1,0 +1,45 @@
+"""Which step takes the most memory?"""
+
+import numpy as np
+
+from gpu_worker.sampler import SamplingBatch
+from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
+
+
+def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
+    """A step of so many tokens, spread over all slots, in which every slot draws with all filters.
+
+    It reads block 0, and writes to no block and to no slot's tokens; fewer tokens than slots leave slots out.
+    """
+    num_seqs = min(shape.max_num_seqs, num_tokens)
+    num_tokens = min(num_tokens, num_seqs * shape.max_model_len)
+    query_start = (np.arange(num_seqs + 1) * num_tokens // num_seqs).astype(np.int32)
+    counts = np.diff(query_start)
+    order = np.argsort(counts != 1, kind="stable")
+    query_start[1:] = np.cumsum(counts[order])
+    seq_lens = np.diff(query_start)
+    nothing = Writes(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+    nowhere = shape.max_num_seqs * shape.width
+    return StepInputs(
+        new_tokens=nothing,
+        new_blocks=nothing,
+        slots=np.arange(num_seqs),
+        query_start=query_start,
+        seq_lens=seq_lens,
+        positions=np.arange(num_tokens) - np.repeat(query_start[:-1], seq_lens),
+        slot_mapping=np.full(num_tokens, -1),
+        token_places=np.full(num_tokens, nowhere),
+        sampled_rows=(query_start[1:] - 1).astype(np.int64),
+        drawn_places=np.full(num_seqs, nowhere),
+        sampling=SamplingBatch(
+            temperature=np.ones(num_seqs, dtype=np.float32),
+            top_k=np.full(num_seqs, 2, dtype=np.int64),
+            top_p=np.full(num_seqs, 0.9, dtype=np.float32),
+            min_p=np.full(num_seqs, 0.1, dtype=np.float32),
+            seeds=np.zeros(num_seqs, dtype=np.int64),
+            positions=np.zeros(num_seqs, dtype=np.int64),
+        ),
+        num_decodes=int((seq_lens == 1).sum()),
+        max_query_len=int(seq_lens.max()),
+        max_seq_len=int(seq_lens.max()),
+    )

@@ -23,7 +23,7 @@ from gpu_worker.attention.backend import AttentionMetadata
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.graphs import GraphPool, GraphSizes
 from gpu_worker.execution.staging import PaddedShape, Staging
-from gpu_worker.execution.worst_case import worst_case
+from gpu_worker.execution.worst_case import NO_INPUTS, worst_case
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kv_cache import CacheShape
@@ -110,17 +110,26 @@ class CapturedExecutor:
         if self._sizes is None:
             return
         started, captures = time.monotonic(), self._captures(self._sizes)
-        for done, (key, program) in enumerate(captures):
+        for done, key in enumerate(captures):
             on_progress(done, len(captures))
-            self._graphs.capture(key, program)
+            self._capture(key)
         on_progress(len(captures), len(captures))
         logger.info("graphs captured graphs=%d seconds=%.1f", len(captures), time.monotonic() - started)
 
-    def _captures(self, sizes: GraphSizes) -> list[tuple[PaddedShape | int, Callable[[], None]]]:
+    def _captures(self, sizes: GraphSizes) -> list[PaddedShape | int]:
+        """What is captured: layers by shape, then draws by rows."""
         shapes = [self._mixed_shape(size) for size in reversed(sizes.mixed)]
         shapes += [PaddedShape(size, size, mixed=False) for size in reversed(sizes.decodes)]
-        layers = [(shape, self._layer_program(shape)) for shape in shapes]
-        return [*layers, *((size, self._draw_program(size)) for size in reversed(sizes.draws))]
+        return [*shapes, *reversed(sizes.draws)]
+
+    def _capture(self, key: PaddedShape | int) -> None:
+        """Capture one program, on a batch that is all padding."""
+        if isinstance(key, PaddedShape):
+            self._staging.send(NO_INPUTS, key, 0)
+            self._graphs.capture(key, self._layer_program(key))
+        else:
+            self._staging.send(NO_INPUTS, PaddedShape(0, 0, mixed=False), key)
+            self._graphs.capture(key, self._draw_program(key))
 
     def _measure_graphs(self, sizes: GraphSizes) -> int:
         """Bytes that all graphs will take: the largest of each kind as they are, the others as the second smallest."""
@@ -130,8 +139,8 @@ class CapturedExecutor:
         small = captures[first_of_kind[2] - 3 : first_of_kind[2] - 1]
         used = [self._used_bytes()]
         for group in (largest, small):
-            for key, program in group:
-                self._graphs.capture(key, program)
+            for key in group:
+                self._capture(key)
             used.append(self._used_bytes())
         self._graphs.clear()
         torch.cuda.empty_cache()

@@ -95,6 +95,7 @@ class ModelRunner:
         assert self._loaded is not None
         loaded = self._loaded
         if num_blocks != self._num_blocks or not self.kv_caches:
+            loaded.executor.release()
             self.kv_caches = []
             on_progress("allocating KV cache", 0, 0)
             self.kv_caches = loaded.cache.allocate(num_blocks, self._device)

@@ -106,7 +106,6 @@ class CapturedExecutor:
     def start(self, kv_caches: Sequence[torch.Tensor], on_progress: Callable[[int, int], None]) -> None:
         """See Executor. Captures the graphs, largest first: the smaller ones then fit into their memory."""
         self._kv_caches = kv_caches
-        self._graphs.clear()
         if self._sizes is None:
             return
         started, captures = time.monotonic(), self._captures(self._sizes)
@@ -115,6 +114,11 @@ class CapturedExecutor:
             self._capture(key)
         on_progress(len(captures), len(captures))
         logger.info("graphs captured graphs=%d seconds=%.1f", len(captures), time.monotonic() - started)
+
+    def release(self) -> None:
+        """See Executor. Graphs know where the caches lie."""
+        self._graphs.clear()
+        self._kv_caches = ()
 
     def _captures(self, sizes: GraphSizes) -> list[PaddedShape | int]:
         """What is captured: layers by shape, then draws by rows."""
@@ -162,9 +166,10 @@ class CapturedExecutor:
         if len(inputs.positions) > 0:
             shape, draws = self._pad(inputs), self._pad_draws(num_sampled)
             self._staging.send(inputs, shape, draws)
-            self._graphs.run(shape, self._layer_program(shape))
-            if draws > 0:
-                self._graphs.run(draws, self._draw_program(draws))
+            if not self._graphs.replay(shape):
+                self._layer_program(shape)()
+            if draws > 0 and not self._graphs.replay(draws):
+                self._draw_program(draws)()
         host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
         host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

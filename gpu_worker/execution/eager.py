@@ -72,6 +72,10 @@ class EagerExecutor:
         """See Executor."""
         self._kv_caches = kv_caches
 
+    def release(self) -> None:
+        """See Executor."""
+        self._kv_caches = ()
+
     @torch.inference_mode()
     def launch(self, inputs: StepInputs) -> DrawnTokens:
         """See Executor."""

@@ -34,6 +34,10 @@ class Executor(Protocol):
         """Take the KV caches, per layer [2, num_blocks, block_size, num_kv_heads, head_dim], and get ready."""
         ...
 
+    def release(self) -> None:
+        """Let go of the KV caches, so that others can be allocated: `start` comes next."""
+        ...
+
     def launch(self, inputs: StepInputs) -> Drawn:
         """Enqueue a step. What earlier steps draw is known to it without their being done."""
         ...

@@ -5,7 +5,6 @@ import numpy as np
 from gpu_worker.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
 
-
 _NO_INTS = np.empty(0, dtype=np.int64)
 _NO_WRITES = Writes(_NO_INTS, np.empty(0, dtype=np.int32))
 

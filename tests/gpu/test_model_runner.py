@@ -21,16 +21,16 @@ from tests.unit.gpu_worker.native_kernels import CACHE_DIR
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
-VOCAB, MAX_MODEL_LEN = 1009, 512
+VOCAB, MAX_MODEL_LEN = 101, 512
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 256,
     "intermediate_size": 416,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": MAX_MODEL_LEN,
-    "initializer_range": 0.1,
+    "initializer_range": 0.02,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -61,7 +61,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path, family: str) -> None:
         self.folder = folder
+        # Weights that bfloat16 can hold, as those of published checkpoints are.
         self.model: PreTrainedModel = random_model(FAMILIES[family])
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
         self.model.save_pretrained(folder)
         generator = random.Random(family)
         lengths = [1, 2, 15, 16, 17, 63, 64, 65, 200, 300, *(generator.randint(1, 120) for _ in range(30))]

@@ -32,7 +32,7 @@ class LLM:
     Ends on `close()`, at the end of a `with` block, when collected, and at exit.
 
     Args:
-        model: a GGUF file, a safetensors directory, a Hub id, or "demo".
+        model: a GGUF file, a safetensors directory, a Hub id, "demo" or "dummy:NAME".
         log_level: least level of the processes' log lines on standard error.
         progress: show how far the start is.
         start_timeout_s: longest time to wait for the start, downloads included.

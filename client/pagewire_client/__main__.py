@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pagewire_client.cli.bench.offline import bench_offline
 from pagewire_client.cli.bench.output import with_json_file
+from pagewire_client.cli.bench.parts import bench_gateway, bench_scheduler
 from pagewire_client.cli.bench.serve import bench_serve
 from pagewire_client.cli.bench.startup import bench_startup
 from pagewire_client.cli.chat import chat
@@ -35,6 +36,8 @@ def make_app() -> typer.Typer:
     bench.command("offline", context_settings=_PASS_ON)(bench_offline)
     bench.command("serve", context_settings=_PASS_ON)(bench_serve)
     bench.command("startup", context_settings=_PASS_ON)(bench_startup)
+    bench.command("scheduler")(bench_scheduler)
+    bench.command("gateway")(bench_gateway)
     app.add_typer(bench, name="bench")
     return app
 

@@ -95,3 +95,25 @@ def test_startup_breaks_down_into_the_stages_of_the_service():
     assert names[0] == "starting processes"
     assert "waiting for workers" in names
     assert sum(stage["duration_s"] for stage in start["stages"]) <= start["ready_s"] < start["first_token_s"]
+
+
+def test_scheduler_is_measured_alone():
+    report = bench("scheduler", "--num-seqs", "4", "--prompt-len", "20", "--steps", "50")
+    assert [run["mode"] for run in report["runs"]] == ["calls", "sockets"]
+    assert all(run["us_per_step"] > 0 for run in report["runs"])
+
+
+def test_gateway_is_measured_alone():
+    report = bench(
+        "gateway", "--num-streams", "5", "--num-tokens", "20", "--token-rate", "200", "--client-processes", "2"
+    )
+    (run,) = report["runs"]
+    assert 0 < run["delivered_tokens_per_s"] < 400
+    assert run["tokens_per_message"] <= 20
+    assert report["environment"]["num_gateway_processes"] == 1
+
+
+def test_a_benchmark_that_fails_is_one_clear_line(tmp_path):
+    done = pagewire("bench", "gateway", "--model", str(tmp_path / "none"), "--token-rate", "10")
+    assert done.returncode == 1
+    assert "scheduler_service.bench.gateway ended with exit status 1" in done.stderr

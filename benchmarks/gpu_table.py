@@ -134,7 +134,7 @@ class GpuTable:
         try:
             with LocalService(f"dummy:{model}", flags=["--log-level", "warning", "--no-progress", *self._flags]) as it:
                 it.wait_until_ready(self._left_s, stopwatch.stage)
-                start = stopwatch.finish(it.addresses[0])
+                start = stopwatch.finish(it.addresses[0], self._left_s)
                 self._add(f"start to ready, {model}, s", start.ready_s)
                 self._add_details("startup", model=model, **dataclasses.asdict(start))
                 self.num_gateways = asyncio.run(count_gateways(it.addresses))
@@ -171,7 +171,7 @@ class GpuTable:
         length = self.scale.stream_len
         name = f"{concurrency} stream{'s' if concurrency > 1 else ''}, {self.scale.small}"
         self._say(f"{name}, {length} tokens in and out")
-        with Client(addresses[0]) as client:
+        with Client(addresses[0], timeout_s=self._left_s) as client:
             vocab_size = client.list_models()[0].vocab_size
         # Prompts differ from those of the other rows, so that none are cached.
         workload = random_workload(

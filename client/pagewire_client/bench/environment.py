@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pagewire_client.aio import AsyncClient
 
+_TIMEOUT_S = 10.0
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
@@ -47,10 +48,14 @@ def describe_environment(
 
 
 async def count_gateways(addresses: Sequence[str]) -> int:
-    """How many processes answer at these addresses."""
+    """How many processes answer at these addresses.
+
+    Raises:
+        RequestError: one does not.
+    """
     incarnations = set()
     for address in addresses:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, timeout_s=_TIMEOUT_S) as client:
             incarnations.add((await client.server_info()).gateway_incarnation)
     return len(incarnations)
 

@@ -40,10 +40,14 @@ class Stopwatch:
         """Another part begins."""
         self._begins.append((name, self._elapsed_s))
 
-    def finish(self, address: str) -> StartupReport:
-        """The service is ready: have it make a token."""
+    def finish(self, address: str, timeout_s: float | None = None) -> StartupReport:
+        """The service is ready: have it make a token.
+
+        Raises:
+            RequestError: it does not, or not in time.
+        """
         ready_s = self._elapsed_s
-        with Client(address) as client:
+        with Client(address, timeout_s=timeout_s) as client:
             params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
             client.generate(_PROMPT, params)
         ends = [begin_s for _, begin_s in self._begins[1:]] + [ready_s]

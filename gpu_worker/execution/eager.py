@@ -88,7 +88,7 @@ class EagerExecutor:
         if len(inputs.sampled_rows) == 0:
             return _NOTHING
         logits = self._model.compute_logits(hidden.index_select(0, self._send(inputs.sampled_rows)))
-        token_ids, finite = self._sampler.sample(logits.float(), inputs.sampling)
+        token_ids, finite = self._sampler.sample(logits, inputs.sampling)
         tokens = token_ids.int()
         self._slots.token_ids.scatter_(0, self._send(inputs.drawn_places), tokens)
         return DrawnTokens(tokens.cpu().numpy(), finite.cpu().numpy())

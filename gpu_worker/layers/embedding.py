@@ -32,12 +32,12 @@ class VocabParallelHead:
 
     def __init__(self, context: LayerContext, weight: torch.Tensor, vocab_size: int) -> None:
         """Take over a weight [ceil(vocab / world size), hidden] of the method's weight_dtype."""
-        self._multiply = context.method.pack(weight, None)
+        self._multiply = context.method.pack_head(weight)
         self._parallel: ParallelGroup = context.parallel
         self._vocab_size = vocab_size
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] in the compute dtype."""
+        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
         logits = self._parallel.all_gather(self._multiply(hidden))
         return logits[:, : self._vocab_size]
 

@@ -78,7 +78,7 @@ class DecoderModel:
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] in the compute dtype."""
+        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
         return self._head(hidden)
 
 

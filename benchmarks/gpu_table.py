@@ -21,13 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pagewire_client import Client, LocalService, PagewireError
+from pagewire_client import LocalService, PagewireError
 from pagewire_client.bench.environment import count_gateways, describe_environment
 from pagewire_client.bench.offline import OfflineRun, run_offline
 from pagewire_client.bench.report import make_report
 from pagewire_client.bench.startup import Stopwatch
 from pagewire_client.bench.streaming import run_streams
 from pagewire_client.bench.workload import nano_workload, random_workload
+from pagewire_client.cli.connection import read_vocab_size
 from pagewire_client.progress import BatchProgress
 
 PEER_NAMES = ("vLLM 0.26", "nano-vllm", "limit")
@@ -171,8 +172,7 @@ class GpuTable:
         length = self.scale.stream_len
         name = f"{concurrency} stream{'s' if concurrency > 1 else ''}, {self.scale.small}"
         self._say(f"{name}, {length} tokens in and out")
-        with Client(addresses[0], timeout_s=self._left_s) as client:
-            vocab_size = client.list_models()[0].vocab_size
+        vocab_size = read_vocab_size(addresses[0])
         # Prompts differ from those of the other rows, so that none are cached.
         workload = random_workload(
             num_requests, length, length, temperature=0.0, seed=concurrency, vocab_size=vocab_size

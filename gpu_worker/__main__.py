@@ -72,6 +72,7 @@ def _parse() -> argparse.Namespace:
         "--enforce-eager", action=argparse.BooleanOptionalAction, default=False, help="capture no CUDA graphs"
     )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
+    parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 
@@ -92,6 +93,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         load_format=arguments.load_format,
         enforce_eager=arguments.enforce_eager,
         seed=arguments.seed,
+        trace_dir=arguments.trace_dir,
     )
 
 

@@ -22,6 +22,7 @@ class WorkerConfig:
         cpu_memory_gib: of KV cache on a CPU; None takes half of what is available.
         enforce_eager: run every step operation by operation; otherwise a GPU captures graphs.
         seed: of the dummy load format's weights.
+        trace_dir: where to write at the end what was done when; None records nothing.
 
     Raises:
         ValueError: a value makes no sense; the message says which.
@@ -41,6 +42,7 @@ class WorkerConfig:
     load_format: str = "auto"
     enforce_eager: bool = False
     seed: int = 0
+    trace_dir: Path | None = None
 
     def __post_init__(self) -> None:
         _require_known("device", self.device, DEVICES)

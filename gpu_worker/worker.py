@@ -32,6 +32,7 @@ from pagewire.ipc.steps import (
     WorkerProgress,
     WorkerReady,
 )
+from pagewire.ipc.trace import NO_TRACE, Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,16 @@ class Worker:
 
     Args:
         hello: what this worker greets with.
+        recorder: told what launching and answering each step takes.
     """
 
-    def __init__(self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink) -> None:
+    def __init__(
+        self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink, recorder: Recorder = NO_TRACE
+    ) -> None:
         self._hello = hello
         self._runner = runner
         self._link = link
+        self._recorder = recorder
         self._scheduler = ANY
         self._pending: deque[PendingStep] = deque()
 
@@ -82,6 +87,7 @@ class Worker:
             raise
         finally:
             self._link.close(linger_s)
+            self._recorder.close()
 
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
@@ -113,7 +119,9 @@ class Worker:
         elif not self._runner.is_ready:
             self._link.drop("a step came before the KV cache was allocated")
         else:
+            start = self._recorder.now()
             self._pending.append(self._runner.launch(message))
+            self._recorder.add("launch", start, message.step_id)
 
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
         """Follow this scheduler and have what it wants loaded."""
@@ -126,9 +134,11 @@ class Worker:
         self._link.send(WorkerLoaded(self._hello.rank, num_blocks, model), scheduler)
 
     def _answer(self, step: PendingStep) -> None:
+        start = self._recorder.now()
         output = step.output()
         if self._hello.rank == 0:
             self._link.send(output, self._scheduler)
+        self._recorder.add("answer", start, output.step_id)
 
     def _finish_pending(self) -> None:
         """Wait for steps whose outcome no longer matters."""
@@ -154,7 +164,8 @@ def run_worker(config: WorkerConfig) -> str | None:
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
-        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address)).run()
+        recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
+        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address), recorder).run()
     except Exception as error:
         return _describe(error)
     return None

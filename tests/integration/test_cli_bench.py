@@ -88,6 +88,37 @@ def test_serve_measures_a_private_service_with_several_gateways():
     assert report["environment"]["num_gateway_processes"] == 2
 
 
+def test_trace_has_every_step_of_scheduler_and_worker_and_every_request(tmp_path):
+    file = tmp_path / "trace.json"
+    bench("serve", "--local", *TINY, "-c", "2", "-r", "3", "--output-len", "8", "--trace", str(file))
+    events = json.loads(file.read_text())["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert sorted(names.values()) == ["client", "scheduler", "worker-0"]
+
+    def steps(process, name):
+        chosen = [event for event in events if names[event["pid"]] == process and event["name"] == name]
+        return {event["args"]["step_id"]: event["ts"] for event in chosen}
+
+    sent, launched = steps("scheduler", "send"), steps("worker-0", "launch")
+    assert len(sent) >= 8
+    assert sent.keys() == launched.keys() == steps("worker-0", "answer").keys() == steps("scheduler", "update").keys()
+    assert all(sent[step_id] < launched[step_id] for step_id in sent)
+    assert len([event for event in events if (event["ph"], event["name"]) == ("b", "decode")]) == 3
+
+
+def test_trace_of_offline_runs_has_each_run(tmp_path):
+    file = tmp_path / "trace.json"
+    bench("offline", *TINY, "-r", "2", "--output-len", "4", "--repeats", "2", "--trace", str(file))
+    events = json.loads(file.read_text())["traceEvents"]
+    assert [event["name"] for event in events].count("run") == 2
+
+
+def test_trace_is_for_a_private_service_alone(gateway, tmp_path):
+    done = pagewire("bench", "serve", "-a", gateway.address, "--trace", str(tmp_path / "x"))
+    assert done.returncode == 2
+    assert "--trace is for a private service" in done.stderr
+
+
 def test_startup_breaks_down_into_the_stages_of_the_service():
     report = bench("startup", *TINY)
     (start,) = report["starts"]

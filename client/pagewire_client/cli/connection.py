@@ -46,6 +46,12 @@ def connect(address: str, local: str | None) -> Iterator[Client]:
         yield client
 
 
+def read_vocab_size(address: str) -> int:
+    """How many token ids the model of a service has."""
+    with Client(address) as client:
+        return client.list_models()[0].vocab_size
+
+
 def _wait_until_ready(address: str) -> None:
     with Client(address, timeout_s=5.0, retry=NO_RETRY) as client:
         try:

@@ -3,19 +3,20 @@
 import asyncio
 import dataclasses
 import enum
+import time
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from pagewire_client.bench.chrome_trace import run_event, traced
 from pagewire_client.bench.environment import count_gateways, describe_environment
 from pagewire_client.bench.offline import OfflineReport, OfflineRun, run_offline
-from pagewire_client.bench.workload import Workload, nano_workload, random_workload
+from pagewire_client.bench.workload import nano_workload, random_workload
 from pagewire_client.cli.bench import options
 from pagewire_client.cli.bench.output import JsonFile, show
-from pagewire_client.cli.connection import service_addresses
-from pagewire_client.client import Client
+from pagewire_client.cli.connection import read_vocab_size, service_addresses
 
 
 class WorkloadName(enum.StrEnum):
@@ -47,6 +48,7 @@ def bench_offline(
         bool, typer.Option("--prompts-cached", help="Run the same prompts once before each run.")
     ] = False,
     detokenize: Annotated[bool, typer.Option(help="Have the gateway make text of the tokens.")] = True,
+    trace: options.TraceFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure a model on this machine, through a private service: output tokens over the time of one generate call.
@@ -54,11 +56,23 @@ def bench_offline(
     Other flags (--max-num-seqs 512 ...) are passed on to the engine.
     """
     count = num_requests or _DEFAULT_REQUESTS[workload]
-    with service_addresses([], model, context.args) as addresses:
+
+    def note_run(run: OfflineRun) -> None:
+        _say_run(run)
+        events.append(run_event("run", time.monotonic() - run.wall_s, run.wall_s))
+
+    with traced(trace) as (flags, events), service_addresses([], model, [*context.args, *flags]) as addresses:
         asked = (
             nano_workload(count)
             if workload is WorkloadName.NANO
-            else _random(addresses[0], count, input_len, output_len, temperature, seed)
+            else random_workload(
+                count,
+                input_len,
+                output_len,
+                temperature=temperature,
+                seed=seed,
+                vocab_size=read_vocab_size(addresses[0]),
+            )
         )
         report = asyncio.run(
             run_offline(
@@ -67,7 +81,7 @@ def bench_offline(
                 num_repeats=repeats,
                 prompts_cached=prompts_cached,
                 detokenize=detokenize,
-                on_run=_say_run,
+                on_run=note_run,
             )
         )
         num_gateways = asyncio.run(count_gateways(addresses))
@@ -75,16 +89,6 @@ def bench_offline(
         engine_flags=context.args, num_gateway_processes=num_gateways, num_client_processes=1
     )
     show("offline", {"model": model, **dataclasses.asdict(report)}, environment, _table(model, report), json_file)
-
-
-def _random(
-    address: str, num_requests: int, input_len: int, output_len: int, temperature: float, seed: int
-) -> Workload:
-    with Client(address) as client:
-        vocab_size = client.list_models()[0].vocab_size
-    return random_workload(
-        num_requests, input_len, output_len, temperature=temperature, seed=seed, vocab_size=vocab_size
-    )
 
 
 def _say_run(run: OfflineRun) -> None:

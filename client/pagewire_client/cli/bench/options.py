@@ -1,5 +1,6 @@
 """Which options do several benchmarks share?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,3 +13,7 @@ InputLen = Annotated[int, typer.Option("--input-len", min=1, help="Tokens in eac
 OutputLen = Annotated[int, typer.Option("--output-len", min=1, help="Tokens in each answer; EOS is ignored.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of prompts and sampling.")]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write what every process did as a Chrome trace, for Perfetto."),
+]

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pagewire_client.bench.chrome_trace import request_events, traced
 from pagewire_client.bench.environment import count_gateways, describe_environment
 from pagewire_client.bench.report import Report, make_report
 from pagewire_client.bench.streaming import run_streams
@@ -15,23 +16,24 @@ from pagewire_client.bench.workload import random_workload
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli.bench import options
 from pagewire_client.cli.bench.output import JsonFile, format_percentiles, show
-from pagewire_client.cli.connection import service_addresses
+from pagewire_client.cli.connection import read_vocab_size, service_addresses
 from pagewire_client.cli.options import Local
-from pagewire_client.client import Client
 from pagewire_client.progress import BatchProgress
+
+Addresses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--address",
+        "-a",
+        envvar="PAGEWIRE_ADDRESS",
+        help=f"Service to use; repeatable, one for each of its gateways. Default: {DEFAULT_ADDRESS}.",
+    ),
+]
 
 
 def bench_serve(
     context: typer.Context,
-    address: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--address",
-            "-a",
-            envvar="PAGEWIRE_ADDRESS",
-            help=f"Service to use; repeatable, one for each of its gateways. Default: {DEFAULT_ADDRESS}.",
-        ),
-    ] = None,
+    address: Addresses = None,
     local: Local = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests that run at a time.")] = 8,
     num_requests: options.NumRequests = None,
@@ -42,28 +44,28 @@ def bench_serve(
     client_processes: Annotated[
         int, typer.Option("--client-processes", min=1, help="Processes that the clients are spread over.")
     ] = 1,
+    trace: options.TraceFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure a running service, or with --local a private one, to which other flags (--gateways 2 ...) are passed on.
 
     As many requests as --concurrency run at a time; --num-requests defaults to it.
     """
-    if local is None and context.args:
-        raise typer.BadParameter(f"{context.args[0]} is for a private service: give --local MODEL, too")
-    with service_addresses(address or [DEFAULT_ADDRESS], local, context.args) as addresses:
-        with Client(addresses[0]) as client:
-            vocab_size = client.list_models()[0].vocab_size
+    only_private = [*context.args, *(["--trace"] if trace else [])]
+    if local is None and only_private:
+        raise typer.BadParameter(f"{only_private[0]} is for a private service: give --local MODEL, too")
+    with (
+        traced(trace) as (flags, events),
+        service_addresses(address or [DEFAULT_ADDRESS], local, [*context.args, *flags]) as addresses,
+    ):
+        vocab_size, count = read_vocab_size(addresses[0]), num_requests or concurrency
         workload = random_workload(
-            num_requests or concurrency,
-            input_len,
-            output_len,
-            temperature=temperature,
-            seed=seed,
-            vocab_size=vocab_size,
+            count, input_len, output_len, temperature=temperature, seed=seed, vocab_size=vocab_size
         )
         console = Console(stderr=True)
         with BatchProgress(console, len(workload.requests), console.is_terminal) as progress:
             traces = asyncio.run(run_streams(addresses, workload, concurrency, client_processes, progress))
+        events.extend(request_events(traces))
         num_gateways = asyncio.run(count_gateways(addresses))
     report = make_report(workload.summary, concurrency, traces)
     environment = describe_environment(

@@ -139,6 +139,9 @@ class Worker:
         if self._hello.rank == 0:
             self._link.send(output, self._scheduler)
         self._recorder.add("answer", start, output.step_id)
+        span_ns = step.device_span_ns()
+        if span_ns is not None:
+            self._recorder.add_device_step(span_ns, output.step_id)
 
     def _finish_pending(self) -> None:
         """Wait for steps whose outcome no longer matters."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from gpu_worker.attention.backend import AttentionMetadata
+from gpu_worker.execution.device_clock import DeviceClock
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.graphs import GraphPool, GraphSizes
 from gpu_worker.execution.staging import PaddedShape, Staging
@@ -35,10 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DrawnOnDevice:
-    """Tokens on their way. `host`: [2, num_sampled] int32, tokens and whether their logits are finite."""
+    """Tokens on their way.
+
+    host: [2, num_sampled] int32, tokens and whether their logits are finite.
+    copied: done when they are there.
+    traced: where the device's times are wanted, a clock, and an event before the step's first kernel.
+    """
 
     host: torch.Tensor
     copied: torch.cuda.Event
+    traced: tuple[DeviceClock, torch.cuda.Event] | None
 
     @property
     def is_done(self) -> bool:
@@ -51,6 +58,13 @@ class DrawnOnDevice:
         tokens, finite = self.host.numpy()
         return tokens, finite.astype(np.bool_)
 
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """See Drawn."""
+        if self.traced is None:
+            return None
+        clock, begun = self.traced
+        return clock.time_ns(begun), clock.time_ns(self.copied)
+
 
 class CapturedExecutor:
     """Runs steps with Triton kernels on a GPU.
@@ -58,6 +72,7 @@ class CapturedExecutor:
     Args:
         max_tokens: of a step.
         sizes: for which graphs are captured; None for no graphs at all.
+        trace: have the device note when it runs each step.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class CapturedExecutor:
         max_tokens: int,
         sizes: GraphSizes | None,
         device: torch.device,
+        trace: bool,
     ) -> None:
         self._model = model
         self._kernels = kernels
@@ -87,6 +103,7 @@ class CapturedExecutor:
         self._drawn = torch.zeros((2, max_seqs), dtype=torch.int32, device=device)
         self._kv_caches: Sequence[torch.Tensor] = ()
         self._graphs = GraphPool(device)
+        self._clock = DeviceClock() if trace else None
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -162,19 +179,23 @@ class CapturedExecutor:
     def launch(self, inputs: StepInputs) -> DrawnOnDevice:
         """See Executor."""
         num_sampled = len(inputs.sampled_rows)
+        begun = None
         self._slots.write(inputs)
         if len(inputs.positions) > 0:
             shape, draws = self._pad(inputs), self._pad_draws(num_sampled)
             self._staging.send(inputs, shape, draws)
+            begun = None if self._clock is None else self._clock.event()
             if not self._graphs.replay(shape):
                 self._layer_program(shape)()
             if draws > 0 and not self._graphs.replay(draws):
                 self._draw_program(draws)()
         host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
         host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
+        if self._clock is not None and begun is not None:
+            return DrawnOnDevice(host, self._clock.event(), (self._clock, begun))
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        return DrawnOnDevice(host, copied)
+        return DrawnOnDevice(host, copied, None)
 
     def _pad(self, inputs: StepInputs) -> PaddedShape:
         num_seqs, num_tokens = len(inputs.slots), len(inputs.positions)

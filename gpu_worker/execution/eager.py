@@ -32,6 +32,9 @@ class DrawnTokens:
         """See Drawn."""
         return self.token_ids, self.finite
 
+    def device_span_ns(self) -> None:
+        """See Drawn. The host waited for it."""
+
 
 class EagerExecutor:
     """Runs a step to its end within `launch`.

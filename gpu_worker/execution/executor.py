@@ -22,6 +22,10 @@ class Drawn(Protocol):
         """Wait for the step. Its tokens, [num_sampled], and whether the logits they were drawn from are finite."""
         ...
 
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """From when to when the device ran a step that is done, on the monotonic clock; None if nobody traces it."""
+        ...
+
 
 class Executor(Protocol):
     """Runs steps in the order of their launches: `measure_bytes`, then `start`, then `launch` for each."""

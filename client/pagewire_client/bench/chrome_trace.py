@@ -16,6 +16,8 @@ from pagewire_client.errors import PagewireError
 
 Event = dict[str, Any]
 
+RUN = "run"
+
 
 @contextmanager
 def traced(file: Path | None) -> Iterator[tuple[list[str], list[Event]]]:
@@ -40,9 +42,9 @@ def traced(file: Path | None) -> Iterator[tuple[list[str], list[Event]]]:
         raise PagewireError(f"cannot write {file}: {error.strerror}") from error
 
 
-def run_event(name: str, start_s: float, duration_s: float) -> Event:
-    """A part of the benchmark. Times are of the monotonic clock."""
-    return {"name": name, "ph": "X", "ts": start_s * 1e6, "dur": duration_s * 1e6, "pid": os.getpid(), "tid": 0}
+def run_event(start_s: float, duration_s: float) -> Event:
+    """A run of the benchmark. Times are of the monotonic clock."""
+    return {"name": RUN, "ph": "X", "ts": start_s * 1e6, "dur": duration_s * 1e6, "pid": os.getpid(), "tid": 0}
 
 
 def request_events(traces: Sequence[Trace]) -> list[Event]:
@@ -54,6 +56,29 @@ def request_events(traces: Sequence[Trace]) -> list[Event]:
             common = {"name": name, "cat": "request", "id": index, "pid": os.getpid(), "tid": 0}
             events += [{"ph": "b", "ts": begin_s * 1e6, **common}, {"ph": "e", "ts": end_s * 1e6, **common}]
     return events
+
+
+def device_busy(events: Sequence[Event]) -> float | None:
+    """The share of the time from the first to the last step in which a device ran a step; None if none is known.
+
+    Of all devices the one that had the least to do; of all runs the last.
+    """
+    runs = [(event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == RUN]
+    begin_us, end_us = runs[-1] if runs else (0.0, float("inf"))
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for event in events:
+        if event["name"] == "device step" and begin_us <= event["ts"] <= end_us:
+            spans.setdefault(event["pid"], []).append((event["ts"], event["ts"] + event["dur"]))
+    return min((_covered(sorted(of_device)) for of_device in spans.values()), default=None)
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """The share of the time from the first begin to the last end that spans in order of their begin cover."""
+    covered, until = 0.0, spans[0][0]
+    for begin, end in spans:
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return covered / (until - spans[0][0])
 
 
 def _name_of_this_process() -> list[Event]:

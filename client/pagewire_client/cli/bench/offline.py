@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pagewire_client.bench.chrome_trace import run_event, traced
+from pagewire_client.bench.chrome_trace import device_busy, run_event, traced
 from pagewire_client.bench.environment import count_gateways, describe_environment
 from pagewire_client.bench.offline import OfflineReport, OfflineRun, run_offline
 from pagewire_client.bench.workload import nano_workload, random_workload
@@ -59,7 +59,7 @@ def bench_offline(
 
     def note_run(run: OfflineRun) -> None:
         _say_run(run)
-        events.append(run_event("run", time.monotonic() - run.wall_s, run.wall_s))
+        events.append(run_event(time.monotonic() - run.wall_s, run.wall_s))
 
     with traced(trace) as (flags, events), service_addresses([], model, [*context.args, *flags]) as addresses:
         asked = (
@@ -88,14 +88,16 @@ def bench_offline(
     environment = describe_environment(
         engine_flags=context.args, num_gateway_processes=num_gateways, num_client_processes=1
     )
-    show("offline", {"model": model, **dataclasses.asdict(report)}, environment, _table(model, report), json_file)
+    busy = device_busy(events)
+    figures = {"model": model, **dataclasses.asdict(report), "device_busy": busy}
+    show("offline", figures, environment, _table(model, report, busy), json_file)
 
 
 def _say_run(run: OfflineRun) -> None:
     Console(stderr=True, highlight=False).print(f"{run.output_tokens_per_s:,.1f} tok/s in {run.wall_s:.2f} s")
 
 
-def _table(model: str, report: OfflineReport) -> Table:
+def _table(model: str, report: OfflineReport, busy: float | None) -> Table:
     workload = report.workload
     table = Table("figure", "value", title=f"{model}: {workload.name}, {workload.num_requests} requests, "
                   f"{workload.num_input_tokens:,} tokens in, {workload.num_output_tokens:,} out")  # fmt: skip
@@ -103,4 +105,6 @@ def _table(model: str, report: OfflineReport) -> Table:
     for index, run in enumerate(report.runs, start=1):
         cells = f"{run.output_tokens_per_s:,.1f} tok/s, {run.wall_s:.2f} s, {run.num_cached_tokens:,} tokens cached"
         table.add_row(f"run {index}", cells)
+    if busy is not None:
+        table.add_row("GPU busy, first to last step of the last run", f"{busy:.1%}")
     return table

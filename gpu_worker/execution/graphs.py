@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-_MAX_MIXED_TOKENS = 2048
+# Longer steps take the device longer than the host.
+_MAX_MIXED_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,9 @@ class GraphSizes:
     def up_to(cls, max_seqs: int, max_tokens: int) -> "GraphSizes":
         """Close enough that little is wasted on padding, and few enough that capturing them is quick."""
         decodes = _sizes(max_seqs, ((1, 2), (2, 4), (4, 16), (8, 256), (16, 512), (32, 1 << 20)))
-        mixed = _sizes(min(max_tokens, _MAX_MIXED_TOKENS), ((16, 64), (64, 256), (128, 1024), (256, 1 << 20)))
+        mixed = _sizes(
+            min(max_tokens, _MAX_MIXED_TOKENS), ((16, 64), (64, 512), (128, 1024), (256, 2048), (512, 1 << 20))
+        )
         return cls(decodes, mixed, decodes)
 
     def pad_decodes(self, num_seqs: int) -> int | None:

@@ -21,7 +21,7 @@ from tests.unit.gpu_worker.native_kernels import CACHE_DIR
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
-VOCAB, MAX_MODEL_LEN = 101, 512
+VOCAB, MAX_MODEL_LEN = 32, 512
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 256,

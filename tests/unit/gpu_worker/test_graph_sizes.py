@@ -1,0 +1,28 @@
+"""Which padded sizes graphs are captured for."""
+
+import pytest
+
+from gpu_worker.execution.graphs import GraphSizes
+
+
+@pytest.mark.parametrize("max_seqs", [1, 3, 8, 100, 256, 300, 1024])
+@pytest.mark.parametrize("max_tokens", [16, 100, 2048, 10_000])
+def test_every_batch_has_a_size_that_is_hardly_larger(max_seqs: int, max_tokens: int) -> None:
+    sizes = GraphSizes.up_to(max_seqs, max_tokens)
+    assert len(sizes.decodes) + len(sizes.mixed) + len(sizes.draws) < 160
+    for count in range(1, max_seqs + 1):
+        for padded in (sizes.pad_decodes(count), sizes.pad_draws(count)):
+            assert padded is not None
+            assert count <= padded <= max(count + 4, count * 1.15 + 8)
+    for count in range(2, min(max_tokens, 8192) + 1):
+        padded = sizes.pad_mixed(count)
+        assert padded is not None
+        assert count <= padded <= max(count + 64, count * 1.35)
+
+
+def test_what_is_too_large_has_no_size() -> None:
+    sizes = GraphSizes.up_to(8, 10_000)
+    assert sizes.pad_decodes(9) is None
+    assert sizes.pad_draws(9) is None
+    assert sizes.pad_draws(0) == 0
+    assert sizes.pad_mixed(8193) is None

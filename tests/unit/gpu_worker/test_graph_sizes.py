@@ -9,7 +9,7 @@ from gpu_worker.execution.graphs import GraphSizes
 @pytest.mark.parametrize("max_tokens", [16, 100, 2048, 10_000])
 def test_every_batch_has_a_size_that_is_hardly_larger(max_seqs: int, max_tokens: int) -> None:
     sizes = GraphSizes.up_to(max_seqs, max_tokens)
-    assert len(sizes.decodes) + len(sizes.mixed) + len(sizes.draws) < 160
+    assert len(sizes.decodes) + len(sizes.mixed) + len(sizes.draws) < 180
     for count in range(1, max_seqs + 1):
         for padded in (sizes.pad_decodes(count), sizes.pad_draws(count)):
             assert padded is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-ATTENTION_BACKENDS = ("auto", "triton", "torch", "cpu")
+ATTENTION_BACKENDS = ("auto", "triton", "flash_attn", "torch", "cpu")
 LOAD_FORMATS = ("auto", "dummy")
 
 

@@ -138,7 +138,7 @@ class ModelRunner:
         native = find_native(device, settings.cache_dir)
         kernels = select_kernels(device, native)
         shape = AttentionShape.of_rank(config, self._parallel, dtype)
-        attention = select_backend(settings.attention_backend, shape, device, native)
+        attention = select_backend(settings.attention_backend, shape, engine.block_size, device, native)
         with compiling_kernels(device, config, self._parallel, dtype, engine.block_size):
             model = load_model(
                 settings.model,

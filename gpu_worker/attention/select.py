@@ -8,6 +8,7 @@ import torch
 
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.attention.cpu_backend import CpuAttention
+from gpu_worker.attention.flash_backend import FlashAttention, obstacle_to_flash_attention
 from gpu_worker.attention.torch_backend import TorchAttention
 from gpu_worker.kernels.select import obstacle_to_triton
 from gpu_worker.models.config import ModelConfig
@@ -38,17 +39,22 @@ class AttentionShape:
 
 
 def select_backend(
-    name: str, shape: AttentionShape, device: torch.device, native: ctypes.CDLL | None
+    name: str, shape: AttentionShape, block_size: int, device: torch.device, native: ctypes.CDLL | None
 ) -> AttentionBackend:
-    """The backend of that name; "auto" is the fastest that can run.
+    """The backend of that name; "auto" is the fastest that can run: the first below that meets no obstacle.
 
     Args:
+        block_size: tokens in a KV block.
         native: the C kernels, None where there are none.
 
     Raises:
         AttentionBackendError: the backend that was asked for by name cannot run.
     """
-    obstacles = {"triton": obstacle_to_triton(device), "cpu": _obstacle_to_cpu(device, shape.head_dim, native)}
+    obstacles = {
+        "triton": obstacle_to_triton(device),
+        "flash_attn": obstacle_to_flash_attention(device, block_size, shape.dtype),
+        "cpu": _obstacle_to_cpu(device, shape.head_dim, native),
+    }
     if obstacles.get(name) is not None:
         raise AttentionBackendError(
             f"attention backend {name!r} cannot run: {obstacles[name]}; use --attention-backend auto or torch"
@@ -62,6 +68,8 @@ def select_backend(
         logger.info("attention backend chosen backend=%s reason=asked for", name)
     if name == "triton":
         return _triton(shape, device)
+    if name == "flash_attn":
+        return FlashAttention()
     if name == "cpu":
         assert native is not None
         return CpuAttention(native)

@@ -49,7 +49,9 @@ ENGINE_FLAGS = (
     EngineFlag("device", _WORKER, str, "where the model runs", ("auto", "cpu", "cuda")),
     EngineFlag("dtype", _WORKER, str, "precision of weights", ("auto", "float32", "float16", "bfloat16")),
     EngineFlag("threads", _WORKER, int, "CPU threads of each rank"),
-    EngineFlag("attention-backend", _WORKER, str, "attention implementation", ("auto", "triton", "torch", "cpu")),
+    EngineFlag(
+        "attention-backend", _WORKER, str, "attention implementation", ("auto", "triton", "flash_attn", "torch", "cpu")
+    ),
     EngineFlag("enforce-eager", _WORKER, bool, "capture no CUDA graphs on a GPU"),
     EngineFlag("gpu-memory-utilization", _WORKER, float, "part of the GPU's memory to use"),
     EngineFlag("cpu-memory-gib", _WORKER, float, "memory for the KV cache on CPU, in GiB"),

@@ -19,21 +19,21 @@ def heads_of(head_dim: int) -> AttentionShape:
 
 def test_select_backend_auto_takes_the_c_kernels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert isinstance(select_backend("auto", heads_of(64), CPU, native()), CpuAttention)
-    assert "backend=cpu reason=fastest that can run (no triton: the device is cpu)" in caplog.text
+        assert isinstance(select_backend("auto", heads_of(64), 16, CPU, native()), CpuAttention)
+    assert "backend=cpu reason=fastest that can run (no triton: the device is cpu;" in caplog.text
 
 
 def test_select_backend_auto_falls_back_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert isinstance(select_backend("auto", heads_of(72), CPU, native()), TorchAttention)
-        assert isinstance(select_backend("auto", heads_of(64), CPU, None), TorchAttention)
+        assert isinstance(select_backend("auto", heads_of(72), 16, CPU, native()), TorchAttention)
+        assert isinstance(select_backend("auto", heads_of(64), 16, CPU, None), TorchAttention)
     assert "heads of 72" in caplog.text
     assert "there are no C kernels" in caplog.text
 
 
 def test_select_backend_takes_what_is_asked_for() -> None:
-    assert isinstance(select_backend("torch", heads_of(64), CPU, native()), TorchAttention)
-    assert isinstance(select_backend("cpu", heads_of(64), CPU, native()), CpuAttention)
+    assert isinstance(select_backend("torch", heads_of(64), 16, CPU, native()), TorchAttention)
+    assert isinstance(select_backend("cpu", heads_of(64), 16, CPU, native()), CpuAttention)
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_select_backend_takes_what_is_asked_for() -> None:
 )
 def test_select_backend_refuses_what_cannot_run(name: str, device: torch.device, head_dim: int, reason: str) -> None:
     with pytest.raises(AttentionBackendError, match=reason):
-        select_backend(name, heads_of(head_dim), device, native())
+        select_backend(name, heads_of(head_dim), 16, device, native())

@@ -14,7 +14,7 @@ from pagewire_client.cli.chat import chat
 from pagewire_client.cli.generate import generate
 from pagewire_client.cli.models import models
 from pagewire_client.cli.serve import serve
-from pagewire_client.errors import PagewireError
+from pagewire_client.errors import PagewireError, first_error
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -48,15 +48,9 @@ def main() -> None:
     try:
         make_app()(with_json_file(arguments) if arguments[:1] == ["bench"] else arguments)
     except* PagewireError as failures:
-        error = _first(failures)
+        error = first_error(failures)
         Console(stderr=True).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(1)
-
-
-def _first(failures: BaseException) -> BaseException:
-    while isinstance(failures, BaseExceptionGroup):
-        failures = failures.exceptions[0]
-    return failures
 
 
 if __name__ == "__main__":

@@ -36,6 +36,13 @@ class ErrorDetails:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+def first_error(failures: BaseException) -> BaseException:
+    """The first of the errors that tasks ended with together."""
+    while isinstance(failures, BaseExceptionGroup):
+        failures = failures.exceptions[0]
+    return failures
+
+
 class RequestError(PagewireError):
     """A call ended with a gRPC status other than OK."""
 

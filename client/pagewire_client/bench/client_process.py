@@ -12,7 +12,7 @@ from typing import Any
 from pagewire_client.aio import AsyncClient
 from pagewire_client.bench.trace import Trace
 from pagewire_client.bench.workload import RANDOM, Request, Workload
-from pagewire_client.errors import PagewireError
+from pagewire_client.errors import PagewireError, first_error
 
 _WARM_UP = Request([1, 2, 3, 4], 4)
 
@@ -23,7 +23,7 @@ def main() -> None:
     try:
         asyncio.run(_run(plan))
     except* PagewireError as failures:
-        _say({"error": str(_first(failures))})
+        _say({"error": str(first_error(failures))})
 
 
 async def _run(plan: Mapping[str, Any]) -> None:
@@ -63,12 +63,6 @@ async def _trace(client: AsyncClient, request: Request, workload: Workload) -> T
 
 def _say(message: Mapping[str, Any]) -> None:
     print(json.dumps(message), flush=True)
-
-
-def _first(failures: BaseException) -> BaseException:
-    while isinstance(failures, BaseExceptionGroup):
-        failures = failures.exceptions[0]
-    return failures
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What does a worker process do with each message of the scheduler, and when does it speak first?
 
-    WorkerHello, again and again -> EngineConfig: load, WorkerLoaded -> AllocateCache: WorkerReady -> StepBatch ...
+    WorkerHello, again and again -> JoinGroup, if there are several ranks: meet them
+        -> EngineConfig: load, WorkerLoaded -> AllocateCache: WorkerReady -> StepBatch ...
 
-Only an EngineConfig may come from a scheduler that this worker does not follow yet: it then follows that one, with
-empty slots. Weights and KV memory stay unless the sizes differ. While nothing happens the worker keeps greeting, so a
-restarted scheduler hears of it within a second.
+Only JoinGroup and EngineConfig may come from a scheduler that this worker does not follow yet: with the latter it
+follows that one, with empty slots. Weights and KV memory stay unless the sizes differ. While nothing happens the worker
+keeps greeting, so a restarted scheduler hears of it within a second.
 """
 
 import logging
@@ -12,6 +13,7 @@ import os
 import time
 from collections import deque
 
+import msgspec
 import torch
 
 from gpu_worker.attention.select import AttentionBackendError
@@ -19,12 +21,14 @@ from gpu_worker.config import WorkerConfig
 from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.input_batch import StepBatchError
 from gpu_worker.kv_cache import CacheTooSmallError
-from gpu_worker.model_runner import ModelRunner, OnProgress, PendingStep
+from gpu_worker.model_runner import DeviceError, ModelRunner, OnProgress, PendingStep
+from gpu_worker.parallel import RanksLostError
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
 from pagewire.ipc.codec import ANY, Envelope
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
+    JoinGroup,
     SchedulerStepMessage,
     WorkerFailed,
     WorkerHello,
@@ -46,7 +50,9 @@ _EXPLAINED = (
     AddressError,
     AttentionBackendError,
     CacheTooSmallError,
+    DeviceError,
     ModelLoadError,
+    RanksLostError,
     StepBatchError,
 )
 
@@ -102,7 +108,13 @@ class Worker:
 
     def _take(self, envelope: Envelope[SchedulerStepMessage]) -> None:
         message = envelope.message
-        if isinstance(message, EngineConfig):
+        if isinstance(message, JoinGroup):
+            self._finish_pending()
+            self._runner.join(message.name)
+            self._hello = msgspec.structs.replace(self._hello, group=message.name)
+        elif isinstance(message, EngineConfig) and self._hello.world_size > 1 and not self._hello.group:
+            self._link.drop("there was no group to join before")
+        elif isinstance(message, EngineConfig):
             self._configure(envelope.sender, message)
         elif envelope.sender != self._scheduler:
             self._link.drop("it is from a scheduler that this worker does not follow")

@@ -16,7 +16,7 @@ from gpu_worker.input_batch import InputBatch
 from gpu_worker.kernels.select import compiling_kernels, find_native, select_kernels
 from gpu_worker.kv_cache import CacheShape, count_blocks, cpu_budget_bytes, cuda_budget_bytes
 from gpu_worker.models.config import ModelConfig
-from gpu_worker.parallel import ParallelGroup, check_split
+from gpu_worker.parallel import ParallelGroup, check_split, even_sizes
 from gpu_worker.process_group import ProcessGroup
 from gpu_worker.step_inputs import SlotShape
 from gpu_worker.weights import load_model, read_config
@@ -35,10 +35,11 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step that was launched and may still run."""
+    """A step that was launched, at a monotonic time, and may still run."""
 
     step_id: int
     drawn: Drawn
+    launched_s: float
 
     @property
     def is_done(self) -> bool:
@@ -90,6 +91,8 @@ class ModelRunner:
         """
         config = read_config(self._config.model)
         check_split(config, self._parallel.world_size)
+        if self._parallel.rank == 0 and self._parallel.world_size not in even_sizes(config):
+            logger.warning("ranks have unequal numbers of heads; equal are those of sizes=%s", even_sizes(config))
         self._group.join(group)
 
     def load(self, engine: EngineConfig, on_progress: OnProgress) -> tuple[int, ModelInfo]:
@@ -141,7 +144,8 @@ class ModelRunner:
         """
         assert self._loaded is not None
         assert self._slots is not None
-        return PendingStep(batch.step_id, self._loaded.executor.launch(self._slots.apply(batch)))
+        drawn = self._loaded.executor.launch(self._slots.apply(batch))
+        return PendingStep(batch.step_id, drawn, time.monotonic())
 
     def _on_any_rank(self, condition: bool) -> bool:
         """Whether it holds on some rank: what one has to do again, and what all of them do together, all do.

@@ -62,12 +62,14 @@ class Worker:
 
     Args:
         hello: what this worker greets with.
+        patience_s: a step of several ranks that runs for longer waits for a rank that is gone or hangs.
     """
 
-    def __init__(self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink) -> None:
+    def __init__(self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink, patience_s: float) -> None:
         self._hello = hello
         self._runner = runner
         self._link = link
+        self._patience_s = patience_s if hello.world_size > 1 else float("inf")
         self._scheduler = ANY
         self._pending: deque[PendingStep] = deque()
 
@@ -91,16 +93,18 @@ class Worker:
 
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
-        envelope = self._link.receive(self._patience_s)
+        envelope = self._link.receive(self._idle_s)
         if envelope is not None:
             self._take(envelope)
         elif not self._pending:
             self._link.send(self._hello, ANY)
         if self._pending and (self._pending[0].is_done or len(self._pending) >= _MOST_PENDING):
             self._answer(self._pending.popleft())
+        elif self._pending and time.monotonic() - self._pending[0].launched_s > self._patience_s:
+            raise RanksLostError(f"a step runs for more than {self._patience_s:.0f} s: another rank is gone or hangs")
 
     @property
-    def _patience_s(self) -> float:
+    def _idle_s(self) -> float:
         """How long to wait for a message: not at all while steps run, whose end nothing else announces."""
         if self._pending:
             return 0.0
@@ -166,7 +170,7 @@ def run_worker(config: WorkerConfig) -> str | None:
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
-        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address)).run()
+        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address), config.distributed_timeout_s).run()
     except Exception as error:
         return _describe(error)
     return None

@@ -67,6 +67,13 @@ def engine(model: Path, folder: Path, num_ranks: int, *worker_flags: str) -> Ite
         running.close()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
@@ -96,7 +103,8 @@ def test_three_ranks_of_the_demo_model_give_the_tokens_of_one(demo_model: Path, 
 
 @pytest.mark.parametrize("lost_by", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_loses_another_ends_with_one_line(tiny: Path, tmp_path: Path, lost_by: signal.Signals) -> None:
-    with engine(tiny, tmp_path / "run", 2, "--distributed-timeout-s", "2") as running:
+    flags = ["--distributed-address", f"127.0.0.1:{free_port()}", "--distributed-timeout-s", "5"]
+    with engine(tiny, tmp_path / "run", 2, *flags) as running:
         running.ranks[1].send_signal(lost_by)
         running.gateway.send(make_submit(1, [1, 2, 3]))
         _, errors = running.ranks[0].communicate(timeout=STOP_S)
@@ -104,13 +112,6 @@ def test_a_rank_that_loses_another_ends_with_one_line(tiny: Path, tmp_path: Path
     said = [line for line in errors.splitlines() if line.startswith("gpu_worker: ")]
     assert len(said) == 1
     assert said[0].startswith("gpu_worker: the other ranks are gone or hang: ")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def start_alone(model: Path, folder: Path, num_ranks: int, address: str) -> "subprocess.Popen[str]":

@@ -90,8 +90,9 @@ class VocabPart:
         if self.parallel.world_size == 1:
             return logits
         most = len(split_vocab(self.vocab_size, 0, self.parallel.world_size))
-        padded = F.pad(logits, (0, most - logits.shape[1]))
-        return self.parallel.all_gather(padded)[:, : self.vocab_size].contiguous()
+        if logits.shape[1] < most:
+            logits = F.pad(logits, (0, most - logits.shape[1]))
+        return self.parallel.all_gather(logits)[:, : self.vocab_size].contiguous()
 
 
 @dataclass(frozen=True, slots=True)

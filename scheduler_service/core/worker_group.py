@@ -109,7 +109,8 @@ class WorkerGroup:
         if isinstance(message, WorkerProgress):
             rank.progress = message
         elif isinstance(message, WorkerFailed):
-            self.failure = f"worker rank {message.rank}: {message.detail}"
+            # The first one is the cause; other ranks fail for want of it.
+            self.failure = self.failure or f"worker rank {message.rank}: {message.detail}"
             logger.error("worker failed rank=%d detail=%s", message.rank, message.detail)
         elif isinstance(message, WorkerLoaded):
             rank.stage, rank.loaded = Stage.LOADED, message

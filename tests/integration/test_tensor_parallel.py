@@ -94,7 +94,7 @@ def test_two_ranks_give_the_tokens_of_one(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_three_ranks_of_the_demo_model_give_the_tokens_of_one(demo_model: Path, tmp_path: Path) -> None:
-    cases = sorted(GOLDEN, key=lambda case: len(case["prompt_ids"]))[:3]
+    cases = sorted(GOLDEN, key=lambda case: len(case["prompt_ids"]))[:2]
     prompts = [case["prompt_ids"] for case in cases]
     alone = tokens_of(demo_model, tmp_path / "1", 1, prompts, 16)
     assert alone[:: 1 + len(DRAWS)] == [case["output_ids"][:16] for case in cases]
@@ -103,7 +103,7 @@ def test_three_ranks_of_the_demo_model_give_the_tokens_of_one(demo_model: Path, 
 
 @pytest.mark.parametrize("lost_by", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_loses_another_ends_with_one_line(tiny: Path, tmp_path: Path, lost_by: signal.Signals) -> None:
-    flags = ["--distributed-address", f"127.0.0.1:{free_port()}", "--distributed-timeout-s", "5"]
+    flags = ["--distributed-address", f"127.0.0.1:{free_port()}", "--distributed-timeout-s", "3"]
     with engine(tiny, tmp_path / "run", 2, *flags) as running:
         running.ranks[1].send_signal(lost_by)
         running.gateway.send(make_submit(1, [1, 2, 3]))

@@ -50,7 +50,7 @@ proto: .venv-proto/.installed ## Rebuild the generated code from the .proto file
 	@$(call generate,proto)
 
 bench: $(VENV)/.run ## Measure the whole stack on this machine; MODEL=, BENCH_ARGS=
-	$(BIN)/pagewire bench offline "$(MODEL)" $(BENCH_ARGS)
+	$(BIN)/pagewire bench serve --local "$(MODEL)" $(BENCH_ARGS)
 
 clean: ## Remove environments and caches; the demo model's cache stays
 	rm -rf $(VENV) .venv-proto .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -50,9 +50,9 @@ class Transformers:
 
 
 def measure_stack(model: Path, batch: int, dtype: str) -> dict[str, float]:
-    """The same of `pagewire bench offline`."""
-    command = [sys.executable, "-m", "pagewire_client", "bench", "offline", str(model), "-c", str(batch)]
-    command += ["--input-len", str(INPUT_LEN), "--output-len", str(OUTPUT_LEN), "--json", "--dtype", dtype]
+    """The same of `pagewire bench serve`."""
+    command = [sys.executable, "-m", "pagewire_client", "bench", "serve", "--local", str(model), "-c", str(batch)]
+    command += ["--input-len", str(INPUT_LEN), "--output-len", str(OUTPUT_LEN), "--dtype", dtype, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"pagewire bench failed: {result.stderr.strip().splitlines()[-1]}")

@@ -98,6 +98,7 @@ def _parse() -> argparse.Namespace:
         "--enforce-eager", action=argparse.BooleanOptionalAction, default=False, help="capture no CUDA graphs"
     )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
+    parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 
@@ -120,6 +121,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         seed=arguments.seed,
         distributed_address=arguments.distributed_address,
         distributed_timeout_s=arguments.distributed_timeout_s,
+        trace_dir=arguments.trace_dir,
     )
 
 

@@ -46,6 +46,10 @@ class PendingStep:
         """Whether `output` returns at once."""
         return self.drawn.is_done
 
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """See Drawn."""
+        return self.drawn.device_span_ns()
+
     def output(self) -> StepOutput:
         """Wait for the step, and say what came of it."""
         token_ids, finite = self.drawn.read()
@@ -117,6 +121,7 @@ class ModelRunner:
         assert self._loaded is not None
         loaded = self._loaded
         if self._on_any_rank(num_blocks != self._num_blocks or not self.kv_caches):
+            loaded.executor.release()
             self.kv_caches = []
             on_progress("allocating KV cache", 0, 0)
             self.kv_caches = loaded.cache.allocate(num_blocks, self._device)
@@ -182,7 +187,14 @@ class ModelRunner:
         cache = CacheShape(config.num_layers, engine.block_size, model.num_kv_heads, config.head_dim, model.dtype)
         slots = SlotShape(engine.max_num_seqs, config.max_model_len, engine.block_size)
         executor = select_executor(
-            model, kernels, slots, cache, engine.max_num_batched_tokens, settings.enforce_eager, device
+            model,
+            kernels,
+            slots,
+            cache,
+            engine.max_num_batched_tokens,
+            settings.enforce_eager,
+            device,
+            trace=settings.trace_dir is not None,
         )
         return _Loaded(engine, config, cache, slots, executor, self._count_blocks(engine, config, cache, executor))
 

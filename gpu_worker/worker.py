@@ -36,6 +36,7 @@ from pagewire.ipc.steps import (
     WorkerProgress,
     WorkerReady,
 )
+from pagewire.ipc.trace import NO_TRACE, Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,22 @@ class Worker:
     Args:
         hello: what this worker greets with.
         patience_s: a step of several ranks that runs for longer waits for a rank that is gone or hangs.
+        recorder: told what launching and answering each step takes.
     """
 
-    def __init__(self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink, patience_s: float) -> None:
+    def __init__(
+        self,
+        hello: WorkerHello,
+        runner: ModelRunner,
+        link: SchedulerLink,
+        patience_s: float,
+        recorder: Recorder = NO_TRACE,
+    ) -> None:
         self._hello = hello
         self._runner = runner
         self._link = link
         self._patience_s = patience_s if hello.world_size > 1 else float("inf")
+        self._recorder = recorder
         self._scheduler = ANY
         self._pending: deque[PendingStep] = deque()
 
@@ -90,6 +100,7 @@ class Worker:
             raise
         finally:
             self._link.close(linger_s)
+            self._recorder.close()
 
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
@@ -129,7 +140,9 @@ class Worker:
         elif not self._runner.is_ready:
             self._link.drop("a step came before the KV cache was allocated")
         else:
+            start = self._recorder.now()
             self._pending.append(self._runner.launch(message))
+            self._recorder.add("launch", start, message.step_id)
 
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
         """Follow this scheduler and have what it wants loaded."""
@@ -142,9 +155,14 @@ class Worker:
         self._link.send(WorkerLoaded(self._hello.rank, num_blocks, model), scheduler)
 
     def _answer(self, step: PendingStep) -> None:
+        start = self._recorder.now()
         output = step.output()
         if self._hello.rank == 0:
             self._link.send(output, self._scheduler)
+        self._recorder.add("answer", start, output.step_id)
+        span_ns = step.device_span_ns()
+        if span_ns is not None:
+            self._recorder.add_device_step(span_ns, output.step_id)
 
     def _finish_pending(self) -> None:
         """Wait for steps whose outcome no longer matters."""
@@ -170,7 +188,9 @@ def run_worker(config: WorkerConfig) -> str | None:
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
-        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address), config.distributed_timeout_s).run()
+        recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
+        link = SchedulerLink(config.scheduler_address)
+        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder).run()
     except Exception as error:
         return _describe(error)
     return None

@@ -19,7 +19,7 @@ from pagewire_client.errors import (
 from pagewire_client.llm import LLM
 from pagewire_client.local_service import LocalService
 from pagewire_client.outputs import CompletionOutput, RequestOutput
-from pagewire_client.params import RequestOptions, Resume, SamplingParams, StructuredOutputs
+from pagewire_client.params import RequestOptions, RequestOutputKind, Resume, SamplingParams, StructuredOutputs
 from pagewire_client.prompts import Chat, ChatMessage, Prompt
 from pagewire_client.retry import NO_RETRY, RetryPolicy
 from pagewire_client.types import Accepted, Choice, Chunk, Completion, FinishReason, Model, ServerInfo, Tokens, Usage
@@ -51,6 +51,7 @@ __all__ = [
     "RequestError",
     "RequestOptions",
     "RequestOutput",
+    "RequestOutputKind",
     "ResourceExhaustedError",
     "Resume",
     "RetryPolicy",

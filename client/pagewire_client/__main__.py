@@ -5,7 +5,11 @@ import sys
 import typer
 from rich.console import Console
 
-from pagewire_client.cli.bench import bench_offline, bench_serve
+from pagewire_client.cli.bench.offline import bench_offline
+from pagewire_client.cli.bench.output import with_json_file
+from pagewire_client.cli.bench.parts import bench_gateway, bench_scheduler
+from pagewire_client.cli.bench.serve import bench_serve
+from pagewire_client.cli.bench.startup import bench_startup
 from pagewire_client.cli.chat import chat
 from pagewire_client.cli.generate import generate
 from pagewire_client.cli.models import models
@@ -29,16 +33,20 @@ def make_app() -> typer.Typer:
     app.command("chat")(chat)
     app.command("models")(models)
     bench = typer.Typer(help="Measure speed.", no_args_is_help=True)
-    bench.command("serve")(bench_serve)
     bench.command("offline", context_settings=_PASS_ON)(bench_offline)
+    bench.command("serve", context_settings=_PASS_ON)(bench_serve)
+    bench.command("startup", context_settings=_PASS_ON)(bench_startup)
+    bench.command("scheduler")(bench_scheduler)
+    bench.command("gateway")(bench_gateway)
     app.add_typer(bench, name="bench")
     return app
 
 
 def main() -> None:
     """Run a command; a failure is one line on standard error and exit status 1."""
+    arguments = sys.argv[1:]
     try:
-        make_app()()
+        make_app()(with_json_file(arguments) if arguments[:1] == ["bench"] else arguments)
     except* PagewireError as failures:
         error = _first(failures)
         Console(stderr=True).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)

@@ -1,12 +1,16 @@
-"""How are many prompts run at once? As concurrent streams on one connection, as many as keep the engine full."""
+"""How are many prompts run at once? As concurrent streams on one connection, as many as keep the engine full.
+
+Nobody sees output before its request has ended, so it is asked for at the end alone.
+"""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from pagewire_client.aio import AsyncClient
 from pagewire_client.outputs import RequestOutput, request_output
-from pagewire_client.params import SamplingParams
+from pagewire_client.params import RequestOutputKind, SamplingParams
 from pagewire_client.prompts import Prompt
 
 # Twice what the engine runs at once keeps its queue from running dry; more would only fill buffers.
@@ -20,6 +24,7 @@ class Job:
 
     prompt: Prompt
     params: SamplingParams
+    cache_salt: str = ""
     add_special_tokens: bool | None = None
 
 
@@ -49,7 +54,8 @@ async def run_jobs(
 
 async def _run_job(client: AsyncClient, job: Job, on_tokens: Callable[[int], None]) -> RequestOutput:
     token_ids = await _token_ids(client, job)
-    async with client.stream(token_ids, job.params) as stream:
+    params = dataclasses.replace(job.params, output_kind=RequestOutputKind.FINAL_ONLY)
+    async with client.stream(token_ids, params, cache_salt=job.cache_salt) as stream:
         async for chunk in stream:
             on_tokens(len(chunk.token_ids))
         completion = await stream.collect()

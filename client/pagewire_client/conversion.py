@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagewire.v1 import generate_pb2, inference_pb2
-from pagewire_client.params import RequestOptions, SamplingParams, StructuredOutputs
+from pagewire_client.params import RequestOptions, RequestOutputKind, SamplingParams, StructuredOutputs
 from pagewire_client.prompts import Prompt, as_proto
 from pagewire_client.types import (
     EngineState,
@@ -21,6 +21,10 @@ from pagewire_client.types import (
 _FINISH_REASONS = {
     generate_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generate_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+}
+_OUTPUT_KINDS = {
+    RequestOutputKind.DELTA: generate_pb2.OUTPUT_KIND_DELTA,
+    RequestOutputKind.FINAL_ONLY: generate_pb2.OUTPUT_KIND_FINAL_ONLY,
 }
 _ENGINE_STATES = {
     inference_pb2.ENGINE_STATE_STARTING: EngineState.STARTING,
@@ -140,6 +144,7 @@ def _output(params: SamplingParams) -> generate_pb2.OutputOptions:
         skip_special_tokens=params.skip_special_tokens,
         token_ids_only=not params.detokenize,
         echo=params.echo,
+        kind=_OUTPUT_KINDS[params.output_kind],
     )
 
 

@@ -32,7 +32,7 @@ class LLM:
     Ends on `close()`, at the end of a `with` block, when collected, and at exit.
 
     Args:
-        model: a GGUF file, a safetensors directory, a Hub id, or "demo".
+        model: a GGUF file, a safetensors directory, a Hub id, "demo" or "dummy:NAME".
         log_level: least level of the processes' log lines on standard error.
         progress: show how far the start is.
         start_timeout_s: longest time to wait for the start, downloads included.
@@ -72,7 +72,8 @@ class LLM:
         """Complete prompts; outputs come in prompt order.
 
         Args:
-            prompts: one prompt or a list: text, token ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}.
+            prompts: one prompt or a list: text, token ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids},
+                which may have a "cache_salt": cached prefixes are shared with prompts of the same salt alone.
             sampling_params: for all, or one for each.
             use_tqdm: show a progress bar, if this is a terminal.
 
@@ -80,7 +81,9 @@ class LLM:
             RequestError: a request failed; the others are cancelled.
         """
         each = [_plain(prompt) for prompt in _as_list(prompts)]
-        jobs = [Job(p, params) for p, params in zip(each, _spread(sampling_params, len(each)), strict=True)]
+        salts = [_cache_salt(prompt) for prompt in _as_list(prompts)]
+        all_params = _spread(sampling_params, len(each))
+        jobs = [Job(p, params, salt) for p, params, salt in zip(each, all_params, salts, strict=True)]
         return self._run(jobs, use_tqdm)
 
     def chat(
@@ -179,6 +182,10 @@ def _plain(prompt: Any) -> Prompt:
             return cast(str, prompt["prompt"])
         raise ValueError(f"a prompt needs 'prompt' or 'prompt_token_ids', got {', '.join(prompt) or 'nothing'}")
     return cast(Prompt, prompt)
+
+
+def _cache_salt(prompt: Any) -> str:
+    return str(prompt.get("cache_salt", "")) if isinstance(prompt, Mapping) else ""
 
 
 def _spread(params: _Params, count: int) -> Sequence[SamplingParams]:

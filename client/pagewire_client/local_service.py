@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -24,7 +24,7 @@ class LocalService:
     supervisor sees the event pipe close and stops by itself.
 
     Args:
-        model: a GGUF file, a safetensors directory, a Hub id, or "demo".
+        model: a GGUF file, a safetensors directory, a Hub id, "demo" or "dummy:NAME".
         listen: addresses to serve; default: a unix socket in a private directory.
         flags: further flags of the supervisor.
     """
@@ -46,16 +46,26 @@ class LocalService:
         self.addresses: list[str] = []
         self.model = ""
 
-    def wait_until_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until requests can be sent; then `addresses` and `model` are set.
+    def wait_until_ready(
+        self, timeout_s: float | None = None, on_stage: Callable[[str], None] = lambda stage: None
+    ) -> None:
+        """Wait until requests can be sent; then `addresses`, one or more of each gateway, and `model` are set.
+
+        Args:
+            on_stage: called when another part of the start begins.
 
         Raises:
             ServiceStartError: it did not start; the message says why. The service is closed.
         """
         try:
-            event = self._next_event(timeout_s)
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            while (event := self._next_event(deadline)).get("event") == "stage":
+                on_stage(event["stage"])
             if event.get("event") != "ready":
                 raise ServiceStartError(event.get("detail") or self._describe_end())
+        except TimeoutError:
+            self.close()
+            raise ServiceStartError(f"the local service was not ready after {timeout_s:.0f} s") from None
         except BaseException:
             self.close()
             raise
@@ -78,13 +88,16 @@ class LocalService:
     ) -> None:
         self.close()
 
-    def _next_event(self, timeout_s: float | None) -> dict[str, Any]:
-        """The next event; empty once the supervisor is gone."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    def _next_event(self, deadline: float | None) -> dict[str, Any]:
+        """The next event; empty once the supervisor is gone.
+
+        Raises:
+            TimeoutError: none has come by the deadline, a monotonic time.
+        """
         while b"\n" not in self._unread:
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             if not select.select([self._events], [], [], remaining)[0]:
-                raise ServiceStartError(f"the local service was not ready after {timeout_s:.0f} s")
+                raise TimeoutError
             data = self._events.read(1 << 16)
             if not data:
                 return {}

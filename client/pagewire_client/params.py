@@ -1,5 +1,6 @@
 """Which knobs does a request have? `SamplingParams` under the names that vLLM and nano-vllm users know."""
 
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,13 @@ from typing import TypedDict
 
 _UNSIGNED = ("top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 _REAL = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
+
+class RequestOutputKind(enum.Enum):
+    """When output comes back. DELTA: as it is made; FINAL_ONLY: all at the end, which costs far less."""
+
+    DELTA = "delta"
+    FINAL_ONLY = "final_only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,7 @@ class SamplingParams:
     include_stop_str_in_output  leaves the stop text in
     logprobs        alternatives with log probabilities per output token; prompt_logprobs: per prompt token
     detokenize      False asks for token ids alone
+    output_kind     whether output comes as it is made or all at the end
     echo            repeats the prompt at the head of the output
     truncate_prompt_tokens  keeps only the last tokens of the prompt
     """
@@ -70,6 +79,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     detokenize: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.DELTA
     echo: bool = False
     structured_outputs: StructuredOutputs | None = None
     truncate_prompt_tokens: int | None = None

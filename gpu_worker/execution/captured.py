@@ -23,10 +23,11 @@ import numpy.typing as npt
 import torch
 
 from gpu_worker.attention.backend import AttentionMetadata
+from gpu_worker.execution.device_clock import DeviceClock
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.graphs import GraphPool, GraphSizes
 from gpu_worker.execution.staging import PaddedShape, Staging
-from gpu_worker.execution.worst_case import worst_case
+from gpu_worker.execution.worst_case import NO_INPUTS, worst_case
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kv_cache import CacheShape
@@ -47,10 +48,16 @@ class DrawShape:
 
 @dataclass(frozen=True, slots=True)
 class DrawnOnDevice:
-    """Tokens on their way. `host`: [2, num_sampled] int32, tokens and whether their logits are finite."""
+    """Tokens on their way.
+
+    host: [2, num_sampled] int32, tokens and whether their logits are finite.
+    copied: done when they are there.
+    traced: where the device's times are wanted, a clock, and an event before the step's first kernel.
+    """
 
     host: torch.Tensor
     copied: torch.cuda.Event
+    traced: tuple[DeviceClock, torch.cuda.Event] | None
 
     @property
     def is_done(self) -> bool:
@@ -63,6 +70,13 @@ class DrawnOnDevice:
         tokens, finite = self.host.numpy()
         return tokens, finite.astype(np.bool_)
 
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """See Drawn."""
+        if self.traced is None:
+            return None
+        clock, begun = self.traced
+        return clock.time_ns(begun), clock.time_ns(self.copied)
+
 
 class CapturedExecutor:
     """Runs steps with Triton kernels on a GPU.
@@ -70,6 +84,7 @@ class CapturedExecutor:
     Args:
         max_tokens: of a step.
         sizes: for which graphs are captured; None for no graphs at all.
+        trace: have the device note when it runs each step.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class CapturedExecutor:
         max_tokens: int,
         sizes: GraphSizes | None,
         device: torch.device,
+        trace: bool,
     ) -> None:
         self._model = model
         self._kernels = kernels
@@ -99,6 +115,7 @@ class CapturedExecutor:
         self._drawn = torch.zeros((2, max_seqs), dtype=torch.int32, device=device)
         self._kv_caches: Sequence[torch.Tensor] = ()
         self._graphs = GraphPool(device)
+        self._clock = DeviceClock() if trace else None
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -118,23 +135,35 @@ class CapturedExecutor:
     def start(self, kv_caches: Sequence[torch.Tensor], on_progress: Callable[[int, int], None]) -> None:
         """See Executor. Captures the graphs, largest first: the smaller ones then fit into their memory."""
         self._kv_caches = kv_caches
-        self._graphs.clear()
         if self._sizes is None:
             return
         started, captures = time.monotonic(), self._captures(self._sizes)
-        for done, (key, program) in enumerate(captures):
+        for done, key in enumerate(captures):
             on_progress(done, len(captures))
-            self._graphs.capture(key, program)
+            self._capture(key)
         on_progress(len(captures), len(captures))
         logger.info("graphs captured graphs=%d seconds=%.1f", len(captures), time.monotonic() - started)
 
-    def _captures(self, sizes: GraphSizes) -> list[tuple[PaddedShape | DrawShape, Callable[[], None]]]:
+    def release(self) -> None:
+        """See Executor. Graphs know where the caches lie."""
+        self._graphs.clear()
+        self._kv_caches = ()
+
+    def _captures(self, sizes: GraphSizes) -> list[PaddedShape | DrawShape]:
+        """What is captured: layers by shape, then draws by rows, of several ranks first those that gather."""
         shapes = [self._mixed_shape(size) for size in reversed(sizes.mixed)]
         shapes += [PaddedShape(size, size, mixed=False) for size in reversed(sizes.decodes)]
-        layers = [(shape, self._layer_program(shape)) for shape in shapes]
         kinds = (False,) if self._is_alone else (True, False)
-        draws = [DrawShape(size, gathers) for gathers in kinds for size in reversed(sizes.draws)]
-        return [*layers, *((shape, self._draw_program(shape)) for shape in draws)]
+        return [*shapes, *(DrawShape(size, gathers) for gathers in kinds for size in reversed(sizes.draws))]
+
+    def _capture(self, key: PaddedShape | DrawShape) -> None:
+        """Capture one program, on a batch that is all padding."""
+        if isinstance(key, PaddedShape):
+            self._staging.send(NO_INPUTS, key, 0)
+            self._graphs.capture(key, self._layer_program(key))
+        else:
+            self._staging.send(NO_INPUTS, PaddedShape(0, 0, mixed=False), key.num_sampled)
+            self._graphs.capture(key, self._draw_program(key))
 
     def _measure_graphs(self, sizes: GraphSizes) -> int:
         """Bytes that all graphs will take: the largest of each kind as they are, the others as the second smallest."""
@@ -144,8 +173,8 @@ class CapturedExecutor:
         small = captures[first_of_kind[2] - 3 : first_of_kind[2] - 1]
         used = [self._used_bytes()]
         for group in (largest, small):
-            for key, program in group:
-                self._graphs.capture(key, program)
+            for key in group:
+                self._capture(key)
             used.append(self._used_bytes())
         self._graphs.clear()
         torch.cuda.empty_cache()
@@ -163,18 +192,23 @@ class CapturedExecutor:
     def launch(self, inputs: StepInputs) -> DrawnOnDevice:
         """See Executor."""
         num_sampled = len(inputs.sampled_rows)
+        begun = None
         self._slots.write(inputs)
         if len(inputs.positions) > 0:
             shape, draws = self._pad(inputs), self._pad_draws(inputs)
             self._staging.send(inputs, shape, draws.num_sampled)
-            self._graphs.run(shape, self._layer_program(shape))
-            if num_sampled > 0:
-                self._graphs.run(draws, self._draw_program(draws))
+            begun = None if self._clock is None else self._clock.event()
+            if not self._graphs.replay(shape):
+                self._layer_program(shape)()
+            if num_sampled > 0 and not self._graphs.replay(draws):
+                self._draw_program(draws)()
         host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
         host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
+        if self._clock is not None and begun is not None:
+            return DrawnOnDevice(host, self._clock.event(), (self._clock, begun))
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        return DrawnOnDevice(host, copied)
+        return DrawnOnDevice(host, copied, None)
 
     def _pad(self, inputs: StepInputs) -> PaddedShape:
         num_seqs, num_tokens = len(inputs.slots), len(inputs.positions)

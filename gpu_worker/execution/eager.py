@@ -33,6 +33,9 @@ class DrawnTokens:
         """See Drawn."""
         return self.token_ids, self.finite
 
+    def device_span_ns(self) -> None:
+        """See Drawn. The host waited for it."""
+
 
 class EagerExecutor:
     """Runs a step to its end within `launch`.
@@ -73,6 +76,10 @@ class EagerExecutor:
         """See Executor."""
         self._kv_caches = kv_caches
 
+    def release(self) -> None:
+        """See Executor."""
+        self._kv_caches = ()
+
     @torch.inference_mode()
     def launch(self, inputs: StepInputs) -> DrawnTokens:
         """See Executor."""
@@ -85,7 +92,7 @@ class EagerExecutor:
         if len(inputs.sampled_rows) == 0:
             return _NOTHING
         logits = self._model.compute_logits(hidden.index_select(0, self._send(inputs.sampled_rows)))
-        token_ids, finite = self._sampler.sample(logits.float(), inputs.sampling)
+        token_ids, finite = self._sampler.sample(logits, inputs.sampling)
         tokens = token_ids.int()
         self._slots.token_ids.scatter_(0, self._send(inputs.drawn_places), tokens)
         return DrawnTokens(tokens.cpu().numpy(), finite.cpu().numpy())

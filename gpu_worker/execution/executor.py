@@ -22,6 +22,10 @@ class Drawn(Protocol):
         """Wait for the step. Its tokens, [num_sampled], and whether the logits they were drawn from are finite."""
         ...
 
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """From when to when the device ran a step that is done, on the monotonic clock; None if nobody traces it."""
+        ...
+
 
 class Executor(Protocol):
     """Runs steps in the order of their launches: `measure_bytes`, then `start`, then `launch` for each."""
@@ -32,6 +36,10 @@ class Executor(Protocol):
 
     def start(self, kv_caches: Sequence[torch.Tensor], on_progress: Callable[[int, int], None]) -> None:
         """Take the KV caches, per layer [2, num_blocks, block_size, num_kv_heads, head_dim], and get ready."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the KV caches, so that others can be allocated: `start` comes next."""
         ...
 
     def launch(self, inputs: StepInputs) -> Drawn:

@@ -63,13 +63,12 @@ class GraphPool:
             graph.capture_end()
         self._graphs[key] = graph
 
-    def run(self, key: Hashable, program: Callable[[], None]) -> None:
-        """Replay what was captured as `key`, or run the program if there is none."""
+    def replay(self, key: Hashable) -> bool:
+        """Enqueue what was captured as `key`; False if nothing was."""
         graph = self._graphs.get(key)
-        if graph is None:
-            program()
-        else:
+        if graph is not None:
             graph.replay()
+        return graph is not None
 
     def clear(self) -> None:
         """Drop all graphs."""

@@ -25,12 +25,14 @@ def select_executor(
     max_tokens: int,
     enforce_eager: bool,
     device: torch.device,
+    trace: bool,
 ) -> Executor:
     """Steps that never wait for the host where kernels and attention allow it, else operation by operation.
 
     Args:
         max_tokens: of a step.
         enforce_eager: capture no graphs.
+        trace: have a GPU note when it runs each step.
     """
     if not model.attention.reads_device_only or obstacle_to_triton(device) is not None:
         logger.info("executor chosen executor=eager")
@@ -44,4 +46,4 @@ def select_executor(
 
     sizes = None if enforce_eager else GraphSizes.up_to(slots.max_num_seqs, max_tokens)
     logger.info("executor chosen executor=captured graphs=%s", "none" if sizes is None else "all")
-    return CapturedExecutor(model, TritonKernels(device), slots, cache, max_tokens, sizes, device)
+    return CapturedExecutor(model, TritonKernels(device), slots, cache, max_tokens, sizes, device, trace)

@@ -108,6 +108,7 @@ class Staging:
     ) -> None:
         self._padding_slot = padding_slot
         self._padding_place = padding_place
+        self._layouts: dict[PaddedShape | int, _Layout] = {}
         self._layers_start = self._draw_layout(max_seqs).end
         size = self._layer_layout(PaddedShape(max_seqs, max_tokens, mixed=True)).end
         self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -135,6 +136,18 @@ class Staging:
         self._buffer[: layers.end].copy_(packed, non_blocking=True)
 
     def _draw_layout(self, num_sampled: int) -> _Layout:
+        layout = self._layouts.get(num_sampled)
+        if layout is None:
+            layout = self._layouts[num_sampled] = self._new_draw_layout(num_sampled)
+        return layout
+
+    def _layer_layout(self, shape: PaddedShape) -> _Layout:
+        layout = self._layouts.get(shape)
+        if layout is None:
+            layout = self._layouts[shape] = self._new_layer_layout(shape)
+        return layout
+
+    def _new_draw_layout(self, num_sampled: int) -> _Layout:
         return _Layout(
             0,
             {
@@ -148,7 +161,7 @@ class Staging:
             },
         )
 
-    def _layer_layout(self, shape: PaddedShape) -> _Layout:
+    def _new_layer_layout(self, shape: PaddedShape) -> _Layout:
         seqs, tokens = shape.num_seqs, shape.num_tokens
         return _Layout(
             self._layers_start,

@@ -1,9 +1,30 @@
-"""Which step takes the most memory?"""
+"""Which steps are made up, to measure memory and to capture graphs?"""
 
 import numpy as np
 
 from gpu_worker.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
+
+_NO_INTS = np.empty(0, dtype=np.int64)
+_NO_WRITES = Writes(_NO_INTS, np.empty(0, dtype=np.int32))
+
+NO_INPUTS = StepInputs(
+    new_tokens=_NO_WRITES,
+    new_blocks=_NO_WRITES,
+    slots=_NO_INTS,
+    query_start=np.zeros(1, dtype=np.int32),
+    seq_lens=np.empty(0, dtype=np.int32),
+    positions=_NO_INTS,
+    slot_mapping=_NO_INTS,
+    token_places=_NO_INTS,
+    sampled_rows=_NO_INTS,
+    drawn_places=_NO_INTS,
+    sampling=SamplingBatch(*(np.empty(0, dtype=dtype) for dtype in ("f4", "i8", "f4", "f4", "i8", "i8"))),
+    num_decodes=0,
+    max_query_len=0,
+    max_seq_len=0,
+)
+"""A step of no sequence: padded, it is all padding."""
 
 
 def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
@@ -18,11 +39,10 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
     order = np.argsort(counts != 1, kind="stable")
     query_start[1:] = np.cumsum(counts[order])
     seq_lens = np.diff(query_start)
-    nothing = Writes(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
     nowhere = shape.max_num_seqs * shape.width
     return StepInputs(
-        new_tokens=nothing,
-        new_blocks=nothing,
+        new_tokens=_NO_WRITES,
+        new_blocks=_NO_WRITES,
         slots=np.arange(num_seqs),
         query_start=query_start,
         seq_lens=seq_lens,

@@ -92,6 +92,11 @@ def check_contiguous(*tensors: torch.Tensor) -> None:
     assert all(tensor.is_contiguous() for tensor in tensors)
 
 
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name for a dtype."""
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
+
+
 def shared_dtype(tensors: Sequence[torch.Tensor]) -> torch.dtype:
     """The dtype that all tensors have."""
     (dtype,) = {tensor.dtype for tensor in tensors}

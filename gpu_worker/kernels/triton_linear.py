@@ -14,6 +14,7 @@ from gpu_worker.kernels.triton_jit import (
     launch_next,
     next_power_of_2,
     shared_dtype,
+    triton_dtype,
     wait_for_inputs,
 )
 
@@ -31,8 +32,14 @@ def is_fastest(num_tokens: int, weight: torch.Tensor) -> bool:
     return num_tokens <= limit and weight.dtype.itemsize == 2 and weight.shape[1] % 2 == 0
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, overlap: bool) -> torch.Tensor:
-    """x @ weight.T + bias: [num_tokens, out_features].
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    overlap: bool,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x @ weight.T + bias: [num_tokens, out_features] in out_dtype, or in x's.
 
     Args:
         x: [num_tokens, in_features] bfloat16 or float16, in_features even.
@@ -44,7 +51,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ove
     num_tokens, size = x.shape
     assert size % 2 == 0
     outputs = weight.shape[0]
-    out = x.new_empty((num_tokens, outputs))
+    out = x.new_empty((num_tokens, outputs), dtype=out_dtype)
     pairs = next_power_of_2(size // 2)
     rows = max(1, min(_MAX_OUTPUTS_PER_PROGRAM, _PAIRS_PER_PROGRAM // pairs))
     _linear_kernel[(-(-outputs // rows),)](
@@ -58,6 +65,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, ove
         TOKENS=next_power_of_2(num_tokens),
         ROWS=rows,
         COLUMNS=pairs,
+        DTYPE=triton_dtype(x.dtype),
         BIAS=bias is not None,
         OVERLAP=overlap,
         num_warps=_WARPS,
@@ -78,13 +86,14 @@ def _linear_kernel(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
     BIAS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     """x: [num_tokens, IN] pairs; weight: [OUT, IN] pairs; bias: [OUT]; out: [num_tokens, OUT].
 
-    A pair is two elements in an int32, taken apart only after the wait: a conversion before it would wait for the
-    weights, and the input be asked for only when they are there.
+    A pair is two elements of DTYPE in an int32, taken apart only after the wait: a conversion before it would wait for
+    the weights, and the input be asked for only when they are there.
     """
     launch_next(OVERLAP)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -93,17 +102,16 @@ def _linear_kernel(
     places = rows.to(tl.int64)[:, None] * IN + columns[None, :]
     weights = tl.load(weight_ptr + places, mask=is_row[:, None] & is_column[None, :], other=0)
     wait_for_inputs(OVERLAP)
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
     for token in tl.static_range(TOKENS):
         # Nothing is inside for a token that is not there.
         is_input = columns < tl.where(token < num_tokens, IN, 0)
         is_output = rows < tl.where(token < num_tokens, OUT, 0)
-        low, high = _unpack(tl.load(x_ptr + token * IN + columns, mask=is_input, other=0), dtype)
-        weights_low, weights_high = _unpack(weights, dtype)
+        low, high = _unpack(tl.load(x_ptr + token * IN + columns, mask=is_input, other=0), DTYPE)
+        weights_low, weights_high = _unpack(weights, DTYPE)
         result = tl.sum(weights_low * low[None, :] + weights_high * high[None, :], axis=1)
         if BIAS:
             result += tl.load(bias_ptr + rows, mask=is_row, other=0.0).to(tl.float32)
-        tl.store(out_ptr + token * OUT + rows, result.to(dtype), mask=is_output)
+        tl.store(out_ptr + token * OUT + rows, result.to(out_ptr.dtype.element_ty), mask=is_output)
 
 
 @device_function

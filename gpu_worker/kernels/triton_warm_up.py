@@ -27,8 +27,8 @@ _MAX_FEW_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class KernelShapes:
-    """What compiled kernels depend on: this rank's sizes. `linear` holds (in_features, out_features) of each
-    layer; `token_ids` is the rank's part of the vocabulary."""
+    """What compiled kernels depend on: this rank's sizes. `linear` and `head` hold (in_features, out_features);
+    `token_ids` is this rank's part of the vocabulary."""
 
     num_heads: int
     num_kv_heads: int
@@ -42,6 +42,7 @@ class KernelShapes:
     qk_norm: bool
     has_bias: bool
     linear: frozenset[tuple[int, int]]
+    head: tuple[int, int]
     params: frozenset[AttentionParams]
     dtype: torch.dtype
 
@@ -73,9 +74,9 @@ class KernelShapes:
                     (num_heads * size, config.hidden_size),
                     (config.hidden_size, 2 * intermediate),
                     (intermediate, config.hidden_size),
-                    (config.hidden_size, len(token_ids)),
                 )
             ),
+            head=(config.hidden_size, len(token_ids)),
             params=frozenset(AttentionParams(size**-0.5, window) for window in config.sliding_window),
             dtype=dtype,
         )
@@ -101,7 +102,7 @@ def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable
     cos_sin = torch.zeros(1, shapes.rotary_dim, device=device)
     cache = _cache(shapes, device)
     zero, nowhere = torch.zeros(1, dtype=torch.int64, device=device), torch.full((1,), -1, device=device)
-    logits = torch.zeros(1, shapes.vocab, dtype=shapes.dtype, device=device)
+    logits = torch.zeros(1, shapes.vocab, device=device)
     number, count = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int32, device=device)
     sampling = DeviceSampling(number, count, number, number, zero, zero)
     part = logits[:, : len(shapes.token_ids)]
@@ -136,14 +137,15 @@ def _attention_launches(shapes: KernelShapes, device: torch.device) -> list[Call
 
 
 def _linear_launches(shapes: KernelShapes, device: torch.device) -> list[Callable[[], object]]:
-    def launch(size: int, outputs: int) -> None:
+    def launch(size: int, outputs: int, out_dtype: torch.dtype, has_bias: bool) -> None:
         weight = torch.empty(outputs, size, dtype=shapes.dtype, device=device)
-        bias = weight.new_empty(outputs) if shapes.has_bias else None
+        bias = weight.new_empty(outputs) if has_bias else None
         for tokens in range(1, _MAX_FEW_TOKENS + 1):
             if is_fastest(tokens, weight):
-                linear(weight.new_zeros(tokens, size), weight, bias, can_overlap(device))
+                linear(weight.new_zeros(tokens, size), weight, bias, can_overlap(device), out_dtype)
 
-    return [partial(launch, size, outputs) for size, outputs in shapes.linear]
+    launches = [partial(launch, *sizes, shapes.dtype, shapes.has_bias) for sizes in shapes.linear]
+    return [*launches, partial(launch, *shapes.head, torch.float32, has_bias=False)]
 
 
 def _cache(shapes: KernelShapes, device: torch.device) -> torch.Tensor:

@@ -32,10 +32,10 @@ class VocabParallelHead:
 
     def __init__(self, context: LayerContext, weight: torch.Tensor) -> None:
         """Take over a weight [this rank's token ids, hidden] of the method's weight_dtype."""
-        self._multiply = context.method.pack(weight, None)
+        self._multiply = context.method.pack_head(weight)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] in the compute dtype."""
+        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] float32."""
         return self._multiply(hidden)
 
 

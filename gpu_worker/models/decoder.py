@@ -81,7 +81,7 @@ class DecoderModel:
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] in the compute dtype."""
+        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] float32."""
         return self._head(hidden)
 
 

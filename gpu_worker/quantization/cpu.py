@@ -43,6 +43,10 @@ class CpuLinearMethod:
         library.pagewire_linear_panel.restype = _INT
         self._panel: int = library.pagewire_linear_panel()
 
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """See LinearMethod.pack_head."""
+        return self.pack(weight, None)
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """See LinearMethod.pack."""
         out_features, in_features = weight.shape

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from gpu_worker.kernels.triton_jit import can_overlap
 from gpu_worker.kernels.triton_linear import is_fastest, linear
 from gpu_worker.quantization.linear_method import LinearOp
+from gpu_worker.quantization.plain import float32_product
 
 
 class CudaLinearMethod:
@@ -16,6 +17,17 @@ class CudaLinearMethod:
         self.weight_dtype = dtype
         self.table_dtype = dtype
         self._overlap = can_overlap(device)
+
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """See LinearMethod.pack_head."""
+        overlap = self._overlap
+
+        def multiply(x: torch.Tensor) -> torch.Tensor:
+            if is_fastest(x.shape[0], weight):
+                return linear(x, weight, None, overlap, torch.float32)
+            return float32_product(x, weight)
+
+        return multiply
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """See LinearMethod.pack."""

@@ -16,6 +16,10 @@ class FbgemmLinearMethod:
     weight_dtype = torch.float32
     table_dtype = torch.float16
 
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """See LinearMethod.pack_head."""
+        return self.pack(weight, None)
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """See LinearMethod.pack."""
         packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)

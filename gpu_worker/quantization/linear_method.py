@@ -22,6 +22,10 @@ class LinearMethod(Protocol):
     weight_dtype: torch.dtype
     table_dtype: torch.dtype
 
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """Take over the head's weight, [vocab, in_features] of weight_dtype. The result gives float32, not rounded."""
+        ...
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """Take over a weight [out_features, in_features] and a bias [out_features] of weight_dtype.
 

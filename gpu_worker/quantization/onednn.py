@@ -15,6 +15,10 @@ class OneDnnLinearMethod:
     weight_dtype = torch.float32
     table_dtype = torch.float32
 
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """See LinearMethod.pack_head."""
+        return self.pack(weight, None)
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """See LinearMethod.pack."""
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)

@@ -14,6 +14,11 @@ class PlainLinearMethod:
         self.weight_dtype = dtype
         self.table_dtype = dtype
 
+    def pack_head(self, weight: torch.Tensor) -> LinearOp:
+        """See LinearMethod.pack_head."""
+
+        return lambda x: float32_product(x, weight)
+
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearOp:
         """See LinearMethod.pack."""
 
@@ -21,3 +26,12 @@ class PlainLinearMethod:
             return F.linear(x, weight, bias)
 
         return multiply
+
+
+def float32_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T in float32, whatever dtype both have."""
+    if x.dtype is torch.float32:
+        return F.linear(x, weight)
+    if x.is_cuda:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return F.linear(x.float(), weight.float())

@@ -4,7 +4,9 @@ import argparse
 import logging
 import signal
 import sys
+from pathlib import Path
 
+from pagewire.ipc.trace import Recorder
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop
 
@@ -16,7 +18,8 @@ def main() -> int:
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     try:
-        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address)
+        recorder = Recorder("scheduler", arguments.trace_dir)
+        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder)
     except (ValueError, OSError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
@@ -44,6 +47,7 @@ def _parse() -> argparse.Namespace:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--prefix-caching", action=switch, default=True, help="share blocks between requests")
     parser.add_argument("--async-scheduling", action=switch, default=True, help="schedule one step ahead")
+    parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ from pagewire.ipc.requests import (
     Submit,
 )
 from pagewire.ipc.steps import StepOutput, WorkerHello, WorkerMessage
+from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.gateways import Gateways
@@ -36,10 +37,17 @@ _DEADLINE_PERIOD_S = 0.02
 
 
 class SchedulerLoop:
-    """Connects a Scheduler to its sockets. `stop` may be called from a signal handler."""
+    """Connects a Scheduler to its sockets. `stop` may be called from a signal handler.
 
-    def __init__(self, config: SchedulerConfig, request_address: str, worker_address: str) -> None:
+    Args:
+        recorder: told what each turn and each step takes.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, request_address: str, worker_address: str, recorder: Recorder = NO_TRACE
+    ) -> None:
         self._config = config
+        self._recorder = recorder
         self._incarnation = new_incarnation()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         requests: Server[GatewayMessage] = Server(self._context, request_address, GatewayMessage, self._incarnation)
@@ -78,20 +86,25 @@ class SchedulerLoop:
         self._requests.close()
         self._workers.close()
         self._context.term()
+        self._recorder.close()
 
     def turn(self) -> None:
         """One turn: take what arrived, give the workers their next step first, then tell the gateways."""
+        start = self._recorder.now()
         for routing_id, message in self._workers.receive():
             self._handle_worker(routing_id, message)
         for routing_id, request in self._requests.receive():
             self._handle_request(routing_id, request)
+        self._recorder.add("receive", start)
         now_s = time.time()
         if self._scheduler is not None:
             if now_s >= self._next_expiry_s:
                 self._next_expiry_s = now_s + _DEADLINE_PERIOD_S
                 self._scheduler.expire(now_s)
             self._schedule_steps(self._scheduler)
+            start = self._recorder.now()
             self._forget(self._gateways.deliver(self._scheduler.take_outputs()))
+            self._recorder.add("deliver", start)
         if now_s >= self._next_status_s:
             self._publish_status(now_s)
 
@@ -151,10 +164,12 @@ class SchedulerLoop:
     def _take_output(self, sender: bytes, output: StepOutput) -> None:
         if self._scheduler is None or not self._group.is_ready or not self._group.is_current(sender, 0):
             return
+        start = self._recorder.now()
         try:
             self._scheduler.update(output)
         except ValueError as error:
             logger.error("step output dropped error=%s", error)
+        self._recorder.add("update", start, output.step_id)
 
     def _follow_group(self) -> None:
         """Change state with the workers: create the scheduler when they are first ready, reset it when they return."""
@@ -190,10 +205,14 @@ class SchedulerLoop:
 
     def _schedule_steps(self, scheduler: Scheduler) -> None:
         while self._group.is_ready and scheduler.can_schedule:
+            start = self._recorder.now()
             batch = scheduler.schedule()
             if batch is None:
                 return
+            self._recorder.add("schedule", start, batch.step_id)
+            start = self._recorder.now()
             self._group.send_step(batch)
+            self._recorder.add("send", start, batch.step_id)
 
     def _publish_status(self, now_s: float) -> None:
         self._next_status_s = now_s + self._status_period_s

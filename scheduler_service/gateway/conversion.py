@@ -63,6 +63,7 @@ async def to_generation(
         include_stop=stopping.include_stop,
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
         sends_text=not output.token_ids_only,
+        is_final_only=validation.check_output_kind(output.kind),
     )
 
 

@@ -18,7 +18,7 @@ class Generation:
 
     `prompt_ids` and `received_ids` are int32; `received_ids` are output tokens that the caller has already and
     `max_tokens` counts them. `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the
-    model's when they are ignored). `deadline_s` is Unix time.
+    model's when they are ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
     """
 
     request_id: str
@@ -37,6 +37,7 @@ class Generation:
     include_stop: bool
     skip_special_tokens: bool
     sends_text: bool
+    is_final_only: bool
 
     def to_submit(self, stream_id: int) -> Submit:
         """The message that makes the scheduler run this request."""

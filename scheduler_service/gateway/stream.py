@@ -85,8 +85,8 @@ class Stream:
             self._decode(len(self._arrived))
 
     def wake(self) -> None:
-        """Let the reader have the news."""
-        if self._waiter is not None and not self._waiter.done():
+        """Let the reader have the news, if there is any for it."""
+        if self._waiter is not None and not self._waiter.done() and self._has_news:
             self._waiter.set_result(None)
 
     @property
@@ -97,7 +97,7 @@ class Stream:
     # ---- what the caller gets -------------------------------------------------------------------------------------
 
     async def next(self) -> Output:
-        """Wait for news and take all of it.
+        """Wait for news and take all of it. To a caller who wants output at the end alone, only the end is news.
 
         Raises:
             RequestError: the stream ended without its completion.
@@ -109,7 +109,8 @@ class Stream:
 
     @property
     def _has_news(self) -> bool:
-        return bool(self._arrived or self._decoded) or self.is_finished
+        has_output = bool(self._arrived or self._decoded) and not self.generation.is_final_only
+        return has_output or self.is_finished
 
     def _take(self) -> Output:
         if self._finish is None:

@@ -117,6 +117,17 @@ def check_priority(priority: int) -> int:
     return priority
 
 
+def check_output_kind(kind: int) -> bool:
+    """Check the output kind; tells whether output is sent at the end alone.
+
+    Raises:
+        InvalidArgumentError: there is no such kind.
+    """
+    if kind not in generate_pb2.OutputKind.values():
+        raise InvalidArgumentError("output.kind", f"is {kind}, which this server does not know")
+    return kind == generate_pb2.OUTPUT_KIND_FINAL_ONLY
+
+
 def check_request_id(request: generate_pb2.GenerateRequest) -> str:
     """The request's id: the resumed stream's, the caller's own, or one drawn now.
 

@@ -23,9 +23,10 @@ def main(arguments: list[str] | None = None, make_children: MakeChildren = servi
     """Run the service; gives the exit status."""
     options = _parse(arguments)
     console = Console(stderr=True)
-    output = Output(console, show_progress=options.progress)
-    logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
     events = EventPipe(options.event_fd) if options.event_fd is not None else None
+    on_stage = events.stage if events is not None else None
+    output = Output(console, show_progress=options.progress, on_stage=on_stage)
+    logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
     config = ServiceConfig(tuple(options.listen), options.gateways, vars(options))
     timing = Timing(RestartPolicy(max_restarts=options.max_restarts), options.grace_s)
     around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
@@ -47,7 +48,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Starts gateway, scheduler and workers on this machine, restarts what dies, ends all on SIGTERM.",
     )
     parser.add_argument(
-        "--model", required=True, metavar="SPEC", help="GGUF file, safetensors directory, Hub id, or demo"
+        "--model", required=True, metavar="SPEC", help="GGUF file, safetensors directory, Hub id, demo or dummy:NAME"
     )
     parser.add_argument("--model-name", metavar="NAME", help="name that requests use; default: taken from the model")
     parser.add_argument(

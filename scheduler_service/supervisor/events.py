@@ -1,5 +1,6 @@
 """How does a program that started the supervisor follow it? One JSON object per line on a pipe it handed over.
 
+    {"event": "stage", "stage": TEXT}       one for each part of the start, when it begins
     {"event": "ready", "model": NAME, "addresses": [...]}
     {"event": "failed", "detail": TEXT}
 
@@ -21,6 +22,10 @@ class EventPipe:
         self._fd = fd
         self.was_ready = False
         os.set_inheritable(fd, False)
+
+    def stage(self, stage: str) -> None:
+        """Another part of the start has begun."""
+        self._write({"event": "stage", "stage": stage})
 
     def ready(self, model: str, addresses: list[str]) -> None:
         """Requests can be sent to these addresses."""

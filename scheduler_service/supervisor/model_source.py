@@ -1,7 +1,7 @@
 """Which local files does a model spec mean? Fetches what is not there yet.
 
-A spec is `demo`, the path of a GGUF file or of a safetensors directory, a Hub id (`org/name`), or one GGUF file of a
-Hub repository (`org/name/file.gguf`).
+A spec is `demo`, the path of a GGUF file or of a safetensors directory, a Hub id (`org/name`), one GGUF file of a Hub
+repository (`org/name/file.gguf`), or a shape to be filled with random weights (`dummy:qwen3-0.6b`).
 """
 
 import re
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler_service.supervisor.demo_model import DEMO_NAME, fetch_demo
+from scheduler_service.supervisor.dummy_model import PREFIX, write_dummy
 from scheduler_service.supervisor.errors import ServiceError
 from scheduler_service.supervisor.hub import fetch_file, fetch_snapshot
 
@@ -21,10 +22,11 @@ _HUB_FILE = re.compile(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.gguf)")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model on this machine's disk, and the name it is served under."""
+    """A model on this machine's disk, and the name it is served under. Some have no weights there."""
 
     path: Path
     name: str
+    has_weights: bool = True
 
 
 def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: OnProgress) -> ModelSource:
@@ -32,7 +34,7 @@ def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: On
 
     Args:
         spec: what the user gave, see above.
-        cache_dir: where the demo model is kept; Hub models are kept in the Hub's own cache.
+        cache_dir: where the demo model and dummy models are kept; Hub models are kept in the Hub's own cache.
         scratch_dir: on the same file system; the caller removes it.
         on_progress: told stage, bytes done and bytes to do (0: not known).
 
@@ -41,6 +43,9 @@ def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: On
     """
     if spec == "demo":
         return ModelSource(fetch_demo(cache_dir, scratch_dir, on_progress), DEMO_NAME)
+    if spec.startswith(PREFIX):
+        name = spec.removeprefix(PREFIX)
+        return ModelSource(write_dummy(name, cache_dir), name, has_weights=False)
     path = Path(spec).expanduser()
     if path.exists():
         return _local(path.resolve())
@@ -52,7 +57,7 @@ def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: On
         return ModelSource(fetch_snapshot(spec, on_progress), spec)
     raise ServiceError(
         f"{spec!r} is no model: give a GGUF file, a directory with config.json and *.safetensors, "
-        "a Hub id such as org/name, or demo"
+        "a Hub id such as org/name, demo, or dummy:NAME"
     )
 
 

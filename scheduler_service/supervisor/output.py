@@ -6,6 +6,7 @@ On a terminal names are coloured and progress is drawn; elsewhere both become pl
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,11 +18,20 @@ _PLAIN_INTERVAL_S = 5.0
 
 
 class Output:
-    """Writes to standard error. Safe to use from several threads."""
+    """Writes to standard error. Safe to use from several threads.
 
-    def __init__(self, console: Console, show_progress: bool = True) -> None:
+    Args:
+        show_progress: show how far the start is.
+        on_stage: called when another part of the start begins, shown or not.
+    """
+
+    def __init__(
+        self, console: Console, show_progress: bool = True, on_stage: Callable[[str], None] | None = None
+    ) -> None:
         self._console = console
         self._show_progress = show_progress
+        self._on_stage = on_stage
+        self._stage = ""
         self._colours: dict[str, str] = {}
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -36,9 +46,12 @@ class Output:
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Show how far a slow part is; total 0 means not known."""
-        if not self._show_progress or not stage:
+        if not stage:
             return
         with self._lock:
+            self._note_stage(stage)
+            if not self._show_progress:
+                return
             if self._console.is_terminal:
                 self._draw(stage, done, total)
             else:
@@ -53,6 +66,11 @@ class Output:
                 self._bars.stop()
                 self._bars = None
                 self._tasks.clear()
+
+    def _note_stage(self, stage: str) -> None:
+        if stage != self._stage and self._on_stage is not None:
+            self._on_stage(stage)
+        self._stage = stage
 
     def _draw(self, stage: str, done: int, total: int) -> None:
         if self._bars is None:

@@ -1,6 +1,7 @@
 """One run of the service, from a model spec to the last process gone."""
 
 import asyncio
+import dataclasses
 import logging
 import shutil
 import signal
@@ -65,7 +66,7 @@ async def serve(
     model = await _until_stopped(spec, around, stop)
     if model is None:
         return
-    model = ModelSource(model.path, model_name or model.name)
+    model = dataclasses.replace(model, name=model_name or model.name)
     with private_run_dir(around.run_dir_parent) as run_dir:
         await _run(model, make_children(config, model, run_dir), private_address(run_dir), around, stop)
 
@@ -74,9 +75,9 @@ async def _run(
     model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: asyncio.Event
 ) -> None:
     def announce(addresses: list[str]) -> None:
-        logger.info("serving model=%s addresses=%s", model.name, ",".join(addresses) or private)
+        logger.info("serving model=%s addresses=%s", model.name, ",".join(addresses))
         if around.events is not None:
-            around.events.ready(model.name, addresses or [private])
+            around.events.ready(model.name, addresses)
 
     def stop_or_kill() -> None:
         if stop.is_set():

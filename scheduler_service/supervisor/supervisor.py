@@ -38,7 +38,7 @@ class Supervisor:
         specs: the processes.
         probe: asks the first gateway about the engine.
         output: where the processes' lines and the start's progress go.
-        on_ready: called once, with the public addresses, when the service first can take requests.
+        on_ready: called once, with the gateways' addresses, when the service first can take requests.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class Supervisor:
         return len(self._children) == len(self._specs) and all(c.has_announced for c in self._children.values())
 
     def _addresses(self) -> list[str]:
-        """Public addresses; each gateway announces its private socket first."""
-        return [address for child in self._children.values() for address in child.addresses[1:]]
+        """Public addresses, or the private sockets, which gateways announce first, of a service that has none."""
+        return [address for child in self._children.values() for address in child.addresses[1:] or child.addresses]
 
 
 def _groups(specs: Sequence[ChildSpec]) -> list[Group]:

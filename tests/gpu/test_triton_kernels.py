@@ -78,6 +78,8 @@ def test_linear_is_within_one_percent_of_float64(dtype: torch.dtype, num_tokens:
     x, weight = rand(num_tokens, size, dtype=dtype), rand(outputs, size, dtype=dtype) / size**0.5
     expected = x.double() @ weight.double().T
     assert cases.relative_error(linear(x, weight, None, overlap=True), expected) < 5e-3
+    precise = linear(x, weight, None, overlap=True, out_dtype=torch.float32)
+    assert cases.relative_error(precise, expected) < 1e-5
 
 
 def test_a_chain_of_overlapping_launches_gives_what_single_ones_give() -> None:
@@ -170,9 +172,9 @@ def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPat
         qk_norm=True,
         has_bias=False,
         linear=frozenset({(384, 768), (512, 384)}),
+        head=(384, 5000),
         params=frozenset({AttentionParams(0.125)}),
         dtype=torch.bfloat16,
-        logits_dtype=torch.float32,
     )
     compile_kernels(shapes, cases.DEVICE)
     assert compiled
@@ -186,6 +188,7 @@ def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPat
         KERNELS.silu_mul(rand(tokens, 1024, dtype=torch.bfloat16))
         if tokens <= 4:
             linear(x, rand(768, 384, dtype=torch.bfloat16), None, overlap=True)
+            linear(x, rand(5000, 384, dtype=torch.bfloat16), None, overlap=True, out_dtype=torch.float32)
         slots = torch.arange(tokens, device=cases.DEVICE)
         positions = torch.zeros(tokens, device=cases.DEVICE)
         sampling = DeviceSampling(positions + 1, slots.int(), positions, positions, slots, slots)

@@ -78,33 +78,6 @@ def test_models_shows_what_is_served(gateway):
     assert json.loads(pagewire("models", "-a", gateway.address, "--json").stdout)["models"][0]["vocab_size"] == 256
 
 
-def test_bench_serve_reports_its_workload(gateway):
-    done = pagewire(
-        "bench",
-        "serve",
-        "-a",
-        gateway.address,
-        "-c",
-        "4",
-        "-r",
-        "10",
-        "--input-len",
-        "5",
-        "--output-len",
-        "6",
-        "--json",
-    )
-    report = json.loads(done.stdout)
-    assert (report["num_input_tokens"], report["num_output_tokens"]) == (50, 60)
-    assert report["output_tokens_per_s"] > 0
-    sent = gateway.service.requests[1:]
-    assert len(sent) == 10
-    assert {len(request.token_ids.ids) for request in sent} == {5}
-    assert all(request.stopping.ignore_eos for request in sent)
-    table = pagewire("bench", "serve", "-a", gateway.address, "-c", "2").stdout
-    assert "time to first token" in table
-
-
 @pytest.mark.parametrize("command", [["generate", "x"], ["chat"], ["models"], ["bench", "serve"]])
 def test_no_service_is_one_clear_line(command):
     done = pagewire(*command, "-a", "127.0.0.1:1")

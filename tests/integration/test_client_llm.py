@@ -1,5 +1,6 @@
 """Does `LLM` start, use and end a private service? A fake gateway answers under the real supervisor."""
 
+import asyncio
 import gc
 import os
 import signal
@@ -10,8 +11,19 @@ import textwrap
 import psutil
 import pytest
 
-from pagewire_client import LLM, InvalidArgumentError, LocalService, SamplingParams, ServiceStartError, local_service
+from pagewire.v1 import generate_pb2
+from pagewire_client import (
+    LLM,
+    AsyncClient,
+    InvalidArgumentError,
+    LocalService,
+    SamplingParams,
+    ServiceStartError,
+    local_service,
+)
+from pagewire_client.batch import Job, run_jobs
 from pagewire_client.local_service import flags_from
+from tests.fakes.fake_gateway import FakeGateway, FakeService
 
 FAKE = ("tests.fakes.supervised", "[]")
 
@@ -64,6 +76,20 @@ def test_outputs_are_in_prompt_order_and_of_both_shapes(llm):
 def test_prompts_of_every_shape(llm, prompts, expected):
     outputs = llm.generate(prompts, use_tqdm=False)
     assert [(output.prompt, output.prompt_token_ids) for output in outputs] == expected
+
+
+def test_requests_ask_for_their_output_at_the_end_and_keep_their_salt():
+    with FakeGateway(FakeService()) as gateway:
+        asyncio.run(run_two_jobs(gateway.address))
+    kinds = {request.output.kind for request in gateway.service.requests}
+    assert kinds == {generate_pb2.OUTPUT_KIND_FINAL_ONLY}
+    assert {request.cache_salt for request in gateway.service.requests} == {"", "s"}
+
+
+async def run_two_jobs(address):
+    async with AsyncClient(address) as client:
+        jobs = [Job([1], SamplingParams()), Job([2], SamplingParams(), cache_salt="s")]
+        await run_jobs(client, jobs, lambda count: None, lambda: None)
 
 
 def test_chat_takes_one_conversation_or_several(llm):

@@ -101,6 +101,17 @@ def test_generate_streams_tokens_as_they_come(stub: Any, scheduler: FakeSchedule
     assert read(call)[:2] == ([], "")
 
 
+def test_generate_final_only_gives_one_delta_at_the_end(stub: Any, scheduler: FakeScheduler) -> None:
+    call, _ = start(stub, output={"kind": "OUTPUT_KIND_FINAL_ONLY"})
+    stream_id = scheduler.take(Submit).stream_id
+    for letter in (b"a", b"b"):
+        scheduler.send_stream(stream_id, byte_level_ids(letter))
+    scheduler.send_stream(stream_id, byte_level_ids(b"c"), stop_at_length(stream_id))
+    delta, last = list(call)
+    assert delta.delta == generate_pb2.Delta(token_ids=byte_level_ids(b"abc"), text="abc")
+    assert last.finished.usage.num_output_tokens == 3
+
+
 def test_generate_reports_the_stop_token(stub: Any, scheduler: FakeScheduler) -> None:
     call, _ = start(stub, stopping={"stop_token_ids": [7]})
     submit = scheduler.take(Submit)

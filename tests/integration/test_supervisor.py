@@ -22,6 +22,7 @@ class Service:
 
     def __init__(self, folder: Path, children: list[list[str]] | None, *flags: str, **environment: str) -> None:
         self.folder = folder
+        self.stages: list[str] = []
         self.run_dir = folder / "run"
         self._read_fd, event_fd = os.pipe()
         module = ["scheduler_service.supervisor"] if children is None else ["tests.fakes.supervised"]
@@ -43,8 +44,10 @@ class Service:
         return (self.folder / "stderr").read_text()
 
     def next_event(self) -> dict:
-        """The next line of the event pipe; empty once the supervisor is gone."""
-        return json.loads(self._events.readline() or "{}")
+        """The next line of the event pipe that begins no stage; empty once the supervisor is gone."""
+        while (event := json.loads(self._events.readline() or "{}")).get("event") == "stage":
+            self.stages.append(event["stage"])
+        return event
 
     def processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -110,6 +113,13 @@ def test_without_an_address_a_private_socket_is_served(start):
     assert Path(address.removeprefix("unix:")).parent.stat().st_mode & 0o777 == 0o700
     with Client(address) as client:
         assert client.generate("x").text == "t0 t1 t2 "
+
+
+def test_the_stages_of_the_start_are_told_once_each_shown_or_not(start):
+    service = start([], "--no-progress")
+    service.next_event()
+    assert service.stages == ["starting processes", "loading weights"]
+    assert "starting" not in service.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -11,6 +11,7 @@ OURS = frozenset(
         "pagewire.v1",
         "pagewire.ipc",
         "pagewire_client",
+        "scheduler_service.bench",
         "scheduler_service.core",
         "scheduler_service.gateway",
         "scheduler_service.supervisor",
@@ -38,6 +39,10 @@ LAYERS = {
     "pagewire.ipc": (set(), {"torch", "grpc", "zmq"}),
     "pagewire_client": ({"pagewire.v1"}, EXTRAS),
     "scheduler_service.core": ({"pagewire.ipc"}, {"torch", "grpc", "transformers", "tokenizers"}),
+    "scheduler_service.bench": (
+        {"pagewire.v1", "pagewire.ipc", "scheduler_service.core", "scheduler_service.supervisor"},
+        {"torch", "transformers", "tokenizers"},
+    ),
     "scheduler_service.gateway": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers"}),
     "scheduler_service.supervisor": ({"pagewire.v1"}, {"torch", "transformers", "zmq", "msgspec"}),
     "gpu_worker": ({"pagewire.ipc"}, {"grpc", "transformers"}),

@@ -1,1 +1,1 @@
-"""Measures a service from the client's side: a workload, its run, and a report."""
+"""Measures a service from the client's side: workloads, how they are run, and reports."""

@@ -1,11 +1,11 @@
-"""What did a benchmark measure? Throughput and latency figures from the traces of its requests."""
+"""What did a streaming benchmark measure? Throughput and latency figures from the traces of its requests."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pagewire_client.bench.runner import Trace
-from pagewire_client.bench.workload import Workload
+from pagewire_client.bench.trace import Trace
+from pagewire_client.bench.workload import Summary
 
 _PERCENTS = (50, 90, 99)
 
@@ -28,7 +28,8 @@ class Report:
     its further tokens; inter_message_latency is between messages of a stream, each of which may carry several tokens.
     """
 
-    workload: Workload
+    workload: Summary
+    concurrency: int
     wall_s: float
     num_input_tokens: int
     num_output_tokens: int
@@ -40,17 +41,18 @@ class Report:
     inter_message_latency: Percentiles
 
 
-def make_report(workload: Workload, traces: Sequence[Trace]) -> Report:
-    """Compute the figures; every trace has at least one message."""
+def make_report(workload: Summary, concurrency: int, traces: Sequence[Trace]) -> Report:
+    """Compute the figures of a workload whose every request gave at least one message."""
     wall_s = max(trace.messages[-1][0] for trace in traces) - min(trace.sent_s for trace in traces)
     num_output_tokens = sum(trace.num_tokens for trace in traces)
     return Report(
         workload=workload,
+        concurrency=concurrency,
         wall_s=wall_s,
-        num_input_tokens=workload.input_len * len(traces),
+        num_input_tokens=workload.num_input_tokens,
         num_output_tokens=num_output_tokens,
         output_tokens_per_s=num_output_tokens / wall_s,
-        decode_tokens_per_s=_decode_rate(traces, min(workload.concurrency, workload.num_requests)),
+        decode_tokens_per_s=_decode_rate(traces, min(concurrency, workload.num_requests)),
         tokens_per_message=num_output_tokens / sum(len(trace.messages) for trace in traces),
         time_to_first_token=_percentiles([trace.messages[0][0] - trace.sent_s for trace in traces]),
         time_per_output_token=_percentiles([_time_per_token(trace) for trace in traces if len(trace.messages) > 1]),

@@ -14,11 +14,11 @@ from pagewire_client.types import EngineState, Progress
 
 
 @contextmanager
-def service_address(address: str, local: str | None, flags: Sequence[str] = ()) -> Iterator[str]:
-    """Give the address of a service that is ready.
+def service_addresses(addresses: Sequence[str], local: str | None, flags: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Give the addresses of a service that is ready: at least one of each gateway that is known.
 
     Args:
-        address: the running service to use, unless `local` is given.
+        addresses: of the running service to use, unless `local` is given.
         local: model of a private service to start and to stop at the end.
         flags: supervisor flags for the private service.
 
@@ -26,12 +26,13 @@ def service_address(address: str, local: str | None, flags: Sequence[str] = ()) 
         PagewireError: there is none, or it does not start.
     """
     if local is None:
-        _wait_until_ready(address)
-        yield address
+        for address in addresses:
+            _wait_until_ready(address)
+        yield list(addresses)
         return
     with LocalService(local, flags=["--log-level", "warning", *flags]) as service:
         service.wait_until_ready()
-        yield service.addresses[0]
+        yield service.addresses
 
 
 @contextmanager
@@ -41,8 +42,14 @@ def connect(address: str, local: str | None) -> Iterator[Client]:
     Raises:
         PagewireError: there is none, or it does not start.
     """
-    with service_address(address, local) as ready_address, Client(ready_address) as client:
+    with service_addresses([address], local) as addresses, Client(addresses[0]) as client:
         yield client
+
+
+def read_vocab_size(address: str) -> int:
+    """How many token ids the model of a service has."""
+    with Client(address) as client:
+        return client.list_models()[0].vocab_size
 
 
 def _wait_until_ready(address: str) -> None:

@@ -32,7 +32,7 @@ def _show_engine_help(wanted: bool) -> None:
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="GGUF file, safetensors directory, Hub id, or demo.")],
+    model: Annotated[str, typer.Argument(help="GGUF file, safetensors directory, Hub id, demo or dummy:NAME.")],
     listen: Annotated[
         list[str] | None,
         typer.Option("--listen", "-l", help=f"HOST:PORT or unix:/path; repeatable. Default: {DEFAULT_ADDRESS}."),

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _OutputKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OutputKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OutputKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    OUTPUT_KIND_UNSPECIFIED: _OutputKind.ValueType  # 0
+    """As OUTPUT_KIND_DELTA."""
+    OUTPUT_KIND_DELTA: _OutputKind.ValueType  # 1
+    """Deltas come as output is made."""
+    OUTPUT_KIND_FINAL_ONLY: _OutputKind.ValueType  # 2
+    """All Deltas come once the completion has ended, as few as the size of a message allows. For callers who do not show
+    output while it is made: it costs gateway and caller far less.
+    """
+
+class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
+    """OutputKind says when a stream carries output."""
+
+OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
+"""As OUTPUT_KIND_DELTA."""
+OUTPUT_KIND_DELTA: OutputKind.ValueType  # 1
+"""Deltas come as output is made."""
+OUTPUT_KIND_FINAL_ONLY: OutputKind.ValueType  # 2
+"""All Deltas come once the completion has ended, as few as the size of a message allows. For callers who do not show
+output while it is made: it costs gateway and caller far less.
+"""
+global___OutputKind = OutputKind
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -410,6 +438,7 @@ class OutputOptions(google.protobuf.message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     TOKEN_IDS_ONLY_FIELD_NUMBER: builtins.int
     ECHO_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
     logprobs: builtins.int
     """Number of alternatives with log probabilities per output token; 0 gives the chosen token's only. Default: no log
     probabilities; range 0 to 20.
@@ -422,6 +451,8 @@ class OutputOptions(google.protobuf.message.Message):
     """Sends token ids without text. Default: false."""
     echo: builtins.bool
     """Repeats the prompt at the head of the output. Default: false."""
+    kind: global___OutputKind.ValueType
+    """When output is sent. Default: as it is made."""
     def __init__(
         self,
         *,
@@ -430,9 +461,10 @@ class OutputOptions(google.protobuf.message.Message):
         skip_special_tokens: builtins.bool | None = ...,
         token_ids_only: builtins.bool = ...,
         echo: builtins.bool = ...,
+        kind: global___OutputKind.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "echo", b"echo", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens", "token_ids_only", b"token_ids_only"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "echo", b"echo", "kind", b"kind", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens", "token_ids_only", b"token_ids_only"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_logprobs", b"_logprobs"]) -> typing.Literal["logprobs"] | None: ...
     @typing.overload

@@ -3,17 +3,15 @@
 import pytest
 
 from pagewire_client.bench.report import make_report
-from pagewire_client.bench.runner import Trace
-from pagewire_client.bench.workload import Workload
+from pagewire_client.bench.trace import Trace
+from pagewire_client.bench.workload import Summary
 
-
-def workload(num_requests=2, concurrency=2):
-    return Workload(num_requests, concurrency, input_len=4, output_len=4, temperature=0.0, seed=0)
+TWO = Summary("random", num_requests=2, num_input_tokens=8, num_output_tokens=8, temperature=0.0)
 
 
 def test_figures_of_two_streams_side_by_side():
     traces = [Trace(0.0, [(1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1)]), Trace(0.0, [(2.0, 1), (3.0, 1), (4.0, 2)])]
-    report = make_report(workload(), traces)
+    report = make_report(TWO, 2, traces)
     assert (report.wall_s, report.num_input_tokens, report.num_output_tokens) == (4.0, 8, 8)
     assert report.output_tokens_per_s == 2.0
     assert report.tokens_per_message == pytest.approx(8 / 7)
@@ -26,19 +24,11 @@ def test_figures_of_two_streams_side_by_side():
 
 def test_decode_rate_needs_all_streams_at_once():
     traces = [Trace(0.0, [(1.0, 1), (2.0, 1)]), Trace(2.0, [(3.0, 1), (4.0, 1)])]
-    assert make_report(workload(), traces).decode_tokens_per_s is None
-    assert make_report(workload(concurrency=1), traces).decode_tokens_per_s == pytest.approx(1.0)
+    assert make_report(TWO, 2, traces).decode_tokens_per_s is None
+    assert make_report(TWO, 1, traces).decode_tokens_per_s == pytest.approx(1.0)
 
 
 def test_one_token_answers_have_no_latency_between_tokens():
-    report = make_report(workload(), [Trace(0.0, [(1.0, 1)]), Trace(0.0, [(2.0, 1)])])
+    report = make_report(TWO, 2, [Trace(0.0, [(1.0, 1)]), Trace(0.0, [(2.0, 1)])])
     assert report.time_per_output_token.p50_ms == 0.0
     assert report.output_tokens_per_s == 1.0
-
-
-def test_prompts_are_of_the_asked_size_and_repeatable():
-    prompts = workload(num_requests=3).prompts(vocab_size=1000)
-    assert [len(prompt) for prompt in prompts] == [4, 4, 4]
-    assert all(64 <= token < 936 for prompt in prompts for token in prompt)
-    assert prompts == workload(num_requests=3).prompts(vocab_size=1000)
-    assert all(0 <= token < 10 for prompt in workload().prompts(vocab_size=10) for token in prompt)

@@ -5,7 +5,7 @@ from google.protobuf import descriptor
 
 from pagewire.v1 import generate_pb2
 from pagewire_client import conversion
-from pagewire_client.params import Resume, SamplingParams, StructuredOutputs
+from pagewire_client.params import RequestOutputKind, Resume, SamplingParams, StructuredOutputs
 from pagewire_client.prompts import Chat, ChatMessage, as_proto
 
 FULL = SamplingParams(
@@ -31,6 +31,7 @@ FULL = SamplingParams(
     prompt_logprobs=2,
     skip_special_tokens=False,
     detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
     echo=True,
     structured_outputs=StructuredOutputs(json='{"type": "object"}'),
     truncate_prompt_tokens=100,

@@ -100,6 +100,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"stopping": {"stop": ["x"] * 17}}, "stopping.stop", "has 17 texts"),
     ({"stopping": {"stop_token_ids": [1, VOCAB]}}, "stopping.stop_token_ids[1]", "is 300"),
     ({"stopping": {"stop_token_ids": [1] * 257}}, "stopping.stop_token_ids", "has 257 ids"),
+    ({"output": {"kind": 9}}, "output.kind", "is 9"),
     ({"priority": 1001}, "priority", "is 1001"),
     ({"priority": -1001}, "priority", "is -1001"),
     ({"request_id": "a b"}, "request_id", "1 to 64 characters"),
@@ -165,6 +166,7 @@ def test_conversion_fills_in_defaults(prompts: PromptReader) -> None:
     assert (submit.stop_token_ids, submit.ignore_eos, submit.deadline_s) == ((), False, None)
     assert (submit.priority, submit.cache_salt) == (0, "")
     assert (first.skip_special_tokens, first.sends_text, first.include_stop) == (True, True, False)
+    assert not first.is_final_only
     assert first.sampling.seed != second.sampling.seed
     assert first.request_id != second.request_id
 
@@ -182,7 +184,7 @@ def test_conversion_hands_on_what_is_asked_for(prompts: PromptReader) -> None:
             "ignore_eos": True,
             "include_stop": True,
         },
-        output={"skip_special_tokens": False, "token_ids_only": True},
+        output={"skip_special_tokens": False, "token_ids_only": True, "kind": "OUTPUT_KIND_FINAL_ONLY"},
         priority=-1000,
         cache_salt="tenant",
         request_id="Az09._-",
@@ -195,7 +197,7 @@ def test_conversion_hands_on_what_is_asked_for(prompts: PromptReader) -> None:
     assert submit.stop_token_ids == (9, 8)
     assert generation.end_token_ids == {9, 8}
     assert (generation.stop_texts, generation.include_stop) == (("x", "yy"), True)
-    assert (generation.skip_special_tokens, generation.sends_text) == (False, False)
+    assert (generation.skip_special_tokens, generation.sends_text, generation.is_final_only) == (False, False, True)
 
 
 def test_conversion_takes_top_k_of_the_whole_vocabulary_as_none(prompts: PromptReader) -> None:

@@ -32,6 +32,7 @@ GENERATION = Generation(
     include_stop=False,
     skip_special_tokens=True,
     sends_text=True,
+    is_final_only=False,
 )
 
 

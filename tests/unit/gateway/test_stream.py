@@ -39,6 +39,7 @@ PLAIN = Generation(
     include_stop=False,
     skip_special_tokens=True,
     sends_text=True,
+    is_final_only=False,
 )
 AT_LENGTH = Ended(1, EndReason.LENGTH, None, 5, "")
 AT_EOS = Ended(1, EndReason.STOP, EOS_ID, 5, "")
@@ -132,6 +133,33 @@ def test_stream_without_text_sends_ids_alone() -> None:
     feed(stream, byte_level_ids(b"abc"), AT_LENGTH)
     output = take(stream)
     assert (len(output.token_ids), output.text) == (3, "")
+
+
+def test_final_only_stream_has_no_news_before_its_end() -> None:
+    async def run() -> None:
+        stream = stream_of(is_final_only=True)
+        reader = asyncio.create_task(stream.next())
+        for token_id in byte_level_ids(b"ab"):
+            feed(stream, [token_id])
+            stream.wake()
+            await asyncio.sleep(0)
+            assert not reader.done()
+        feed(stream, byte_level_ids(b"c"), AT_LENGTH)
+        stream.wake()
+        output = await reader
+        assert (list(output.token_ids), output.text) == (byte_level_ids(b"abc"), "abc")
+        assert output.finish == Finish(num_cached_tokens=5)
+
+    asyncio.run(run())
+
+
+def test_final_only_stream_gives_what_there_is_before_its_failure() -> None:
+    stream = stream_of(is_final_only=True)
+    feed(stream, byte_level_ids(b"ab"))
+    stream.fail(EngineUnavailableError("gone"))
+    assert take(stream).text == "ab"
+    with pytest.raises(EngineUnavailableError):
+        stream.next().send(None)
 
 
 def test_stream_ends_at_a_stop_text_though_nobody_reads() -> None:

@@ -18,9 +18,9 @@ def parse(*arguments):
     return vars(parser.parse_args(arguments))
 
 
-def children(*arguments, listen=(), num_gateways=1):
+def children(*arguments, listen=(), num_gateways=1, model=MODEL):
     config = ServiceConfig(listen, num_gateways, parse(*arguments))
-    return {child.name: child for child in service_children(config, MODEL, Path("/run/x"))}
+    return {child.name: child for child in service_children(config, model, Path("/run/x"))}
 
 
 def flags_of(child):
@@ -68,6 +68,11 @@ def test_one_worker_per_rank():
     )
     assert made["worker-0"].group == made["worker-1"].group != ""
     assert "--tensor-parallel-size 2" in flags_of(made["scheduler"])
+
+
+def test_workers_draw_the_weights_that_a_model_lacks():
+    made = children("--dtype", "float32", model=ModelSource(Path("/models/tiny"), "tiny", has_weights=False))
+    assert flags_of(made["worker-0"]).endswith("--dtype float32 --load-format dummy")
 
 
 def test_gateways_listen_side_by_side():

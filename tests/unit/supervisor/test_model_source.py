@@ -2,6 +2,9 @@
 
 import pytest
 
+from gpu_worker.models.hf_config import read_hf_config
+from scheduler_service.gateway.served_model import read_served_model
+from scheduler_service.supervisor.dummy_model import SHAPES
 from scheduler_service.supervisor.errors import ServiceError
 from scheduler_service.supervisor.model_source import resolve_model
 
@@ -62,3 +65,29 @@ def test_a_hub_id_offline_says_what_to_do(resolve, spec):
 def test_nonsense_is_refused(resolve, spec):
     with pytest.raises(ServiceError, match=r"is no model: give a GGUF file|no config"):
         resolve(spec)
+
+
+def test_a_dummy_model_has_a_text_for_every_token_and_no_weights(resolve, tmp_path):
+    source = resolve("dummy:qwen3-0.6b")
+    assert (source.name, source.has_weights) == ("qwen3-0.6b", False)
+    served = read_served_model(source.path, source.name)
+    assert (served.architecture, served.max_model_len, served.tokenizer.vocab_size) == ("qwen3", 40960, 151936)
+    text = "naïve 中"
+    assert (
+        served.tokenizer.decode(served.tokenizer.encode(text, add_special_tokens=True), skip_special_tokens=True)
+        == text
+    )
+    assert served.tokenizer.decode([300, 151935], skip_special_tokens=True) == " 300 151935"
+    assert {path.name for path in source.path.iterdir()} == {"config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_dummy_shapes_are_models_that_workers_know(resolve, name):
+    config = read_hf_config(resolve(f"dummy:{name}").path)
+    assert config.qk_norm
+    assert config.vocab_size == SHAPES[name]["vocab_size"] > 10_000
+
+
+def test_an_unknown_dummy_model_names_those_there_are(resolve):
+    with pytest.raises(ServiceError, match=r"no dummy model 'x': there are qwen3-0\.6b, qwen3-8b, tiny"):
+        resolve("dummy:x")

@@ -1,18 +1,18 @@
 """How fast is the scheduler alone? A worker that answers at once, 256 running sequences, 500-token prompts.
 
 Two modes: `calls` drives Scheduler by function calls, messages encoded and decoded as on the wire; `sockets` runs the
-scheduler process's loop with real ZeroMQ sockets against a worker and a gateway in another process.
-
-    python -m benchmarks.scheduler [--num-seqs 256] [--steps 2000] [--mode calls|sockets|both]
+scheduler process's loop with real ZeroMQ sockets against a worker in another process and a gateway in this one.
 """
 
 import argparse
+import json
 import multiprocessing
 import tempfile
 import threading
 import time
 
 import numpy as np
+import numpy.typing as npt
 import zmq
 
 from pagewire.ipc.codec import ANY, Codec, new_incarnation
@@ -59,7 +59,7 @@ def make_submits(num_seqs: int, prompt_len: int, max_tokens: int) -> list[Submit
     ]
 
 
-def answer(batch: StepBatch, tokens: np.ndarray) -> StepOutput:
+def answer(batch: StepBatch, tokens: npt.NDArray[np.int32]) -> StepOutput:
     """A result at once: tokens that are never EOS."""
     num_sampled = batch.sampled.count(1)
     return StepOutput(batch.step_id, tokens[:num_sampled].tobytes(), bytes(num_sampled))
@@ -150,20 +150,23 @@ def _drive_gateway(address: str, num_seqs: int, prompt_len: int, steps: int) -> 
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-seqs", type=int, default=256)
-    parser.add_argument("--prompt-len", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--mode", choices=("calls", "sockets", "both"), default="both")
+    parser = argparse.ArgumentParser(prog="python -m scheduler_service.bench.scheduler", description=__doc__)
+    parser.add_argument("--num-seqs", type=int, required=True)
+    parser.add_argument("--prompt-len", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--modes", nargs="+", choices=_MODES, required=True)
     arguments = parser.parse_args()
-    benches = {"calls": bench_calls, "sockets": bench_sockets}
-    print(f"{'mode':<10}{'steps/s':>10}{'us/step':>10}{'us/sequence':>14}")
-    for mode, bench in benches.items():
-        if arguments.mode in (mode, "both"):
-            seconds = bench(arguments.num_seqs, arguments.prompt_len, arguments.steps)
-            per_step_us = seconds * 1e6
-            print(f"{mode:<10}{1 / seconds:>10.0f}{per_step_us:>10.0f}{per_step_us / arguments.num_seqs:>14.2f}")
+    runs = []
+    for mode in arguments.modes:
+        step_us = 1e6 * _MODES[mode](arguments.num_seqs, arguments.prompt_len, arguments.steps)
+        us_per_sequence = step_us / arguments.num_seqs
+        runs.append(
+            {"mode": mode, "steps_per_s": 1e6 / step_us, "us_per_step": step_us, "us_per_sequence": us_per_sequence}
+        )
+    print(json.dumps(runs))
 
+
+_MODES = {"calls": bench_calls, "sockets": bench_sockets}
 
 if __name__ == "__main__":
     main()

@@ -2,12 +2,11 @@
 
 The scheduler process sends one step message with a token for every stream, at a fixed step rate; client processes read
 the streams. Lag is from the moment a step was sent to the moment a client had its token. CPU time is the gateway's.
-
-    python -m benchmarks.gateway [--num-streams 256] [--num-tokens 500] [--token-rate 20000 40000] [--model PATH]
 """
 
 import argparse
 import asyncio
+import json
 import multiprocessing
 import os
 import subprocess
@@ -20,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import tokenizers
 import zmq
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tokenizers import decoders, models, pre_tokenizers
 
 from pagewire.ipc.codec import Codec, new_incarnation
 from pagewire.ipc.requests import (
@@ -40,6 +37,7 @@ from pagewire.ipc.requests import (
     Submit,
 )
 from pagewire.v1 import generate_pb2, inference_pb2_grpc
+from scheduler_service.supervisor.dummy_model import write_dummy
 
 VOCAB = 256
 STREAMS_PER_CHANNEL = 32
@@ -114,8 +112,8 @@ async def _read_streams(address: str, num_streams: int, num_tokens: int, step_ti
     return sum(counts), lags, time.monotonic()
 
 
-def measure(model: Path, num_streams: int, num_tokens: int, token_rate: float, num_clients: int) -> None:
-    """One run; prints its line."""
+def measure(model: Path, num_streams: int, num_tokens: int, token_rate: float, num_clients: int) -> dict[str, float]:
+    """One run; gives its figures."""
     step_rate = token_rate / num_streams
     context = multiprocessing.get_context("spawn")
     step_times = context.Array("d", num_tokens, lock=False)
@@ -127,13 +125,14 @@ def measure(model: Path, num_streams: int, num_tokens: int, token_rate: float, n
         )
         clients = [
             context.Process(
-                target=run_clients, args=(listen, num_streams // num_clients, num_tokens, step_times, results)
+                target=run_clients,
+                args=(listen, len(range(index, num_streams, num_clients)), num_tokens, step_times, results),
             )
-            for _ in range(num_clients)
+            for index in range(num_clients)
         ]
         command = [sys.executable, "-m", "scheduler_service.gateway", "--model", str(model), "--model-name", "bench"]
         command += ["--scheduler-address", scheduler_address, "--listen", listen, "--log-level", "warning"]
-        gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 (our own module)
         try:
             assert gateway.stdout is not None
             gateway.stdout.readline()
@@ -148,20 +147,23 @@ def measure(model: Path, num_streams: int, num_tokens: int, token_rate: float, n
             gateway.terminate()
             gateway.wait()
             scheduler.terminate()
-    _report(measured, step_times[0], token_rate, cpu_s)
+    return _summary(measured, step_times[0], token_rate, cpu_s)
 
 
-def _report(measured: list[Measured], start_s: float, token_rate: float, cpu_s: float) -> None:
+def _summary(measured: list[Measured], start_s: float, token_rate: float, cpu_s: float) -> dict[str, float]:
     lags = sorted(lag for _, client_lags, _ in measured for lag in client_lags)
     num_messages, num_tokens = sum(count for count, _, _ in measured), len(lags)
     wall_s = max(end_s for _, _, end_s in measured) - start_s
-    print(
-        f"offered {token_rate:,.0f} tokens/s: delivered {num_tokens / wall_s:,.0f} tokens/s, "
-        f"{num_tokens / num_messages:.1f} tokens per message, gateway CPU {cpu_s / num_tokens * 1e6:.1f} us per token, "
-        f"{cpu_s / num_messages * 1e6:.0f} us per message, {cpu_s / wall_s:.0%} of a core; "
-        f"lag median {lags[num_tokens // 2] * 1e3:.1f} ms, p99 {lags[num_tokens * 99 // 100] * 1e3:.1f} ms",
-        flush=True,
-    )
+    return {
+        "offered_tokens_per_s": token_rate,
+        "delivered_tokens_per_s": num_tokens / wall_s,
+        "tokens_per_message": num_tokens / num_messages,
+        "cpu_us_per_token": cpu_s / num_tokens * 1e6,
+        "cpu_us_per_message": cpu_s / num_messages * 1e6,
+        "cpu_cores": cpu_s / wall_s,
+        "lag_p50_ms": lags[num_tokens // 2] * 1e3,
+        "lag_p99_ms": lags[num_tokens * 99 // 100] * 1e3,
+    }
 
 
 def _wait_until_serving(address: str) -> None:
@@ -176,28 +178,22 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _write_tokenizer(folder: Path) -> Path:
-    """A model directory whose tokens are single bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {letter: index for index, letter in enumerate(alphabet)}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.decoder = decoders.ByteLevel()
-    backend.save(str(folder / "tokenizer.json"))
-    return folder
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-streams", type=int, default=256)
-    parser.add_argument("--num-tokens", type=int, default=500, help="per stream")
-    parser.add_argument("--token-rate", type=float, nargs="+", default=[20_000, 40_000, 60_000])
-    parser.add_argument("--num-clients", type=int, default=1, help="client processes")
-    parser.add_argument("--model", type=Path, help="take the tokenizer from here; default: one of single bytes")
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m scheduler_service.bench.gateway", description=__doc__)
+    parser.add_argument("--num-streams", type=int, required=True)
+    parser.add_argument("--num-tokens", type=int, required=True, help="per stream")
+    parser.add_argument("--token-rates", type=float, nargs="+", required=True)
+    parser.add_argument("--client-processes", type=int, required=True)
+    parser.add_argument("--model", type=Path, help="take the tokenizer from here; default: the tiny dummy model's")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = flags.model or _write_tokenizer(Path(folder))
-        for token_rate in flags.token_rate:
-            measure(model, flags.num_streams, flags.num_tokens, token_rate, flags.num_clients)
+        model = flags.model or write_dummy("tiny", Path(folder))
+        runs = [
+            measure(model, flags.num_streams, flags.num_tokens, token_rate, flags.client_processes)
+            for token_rate in flags.token_rates
+        ]
+    print(json.dumps(runs))
 
 
 if __name__ == "__main__":

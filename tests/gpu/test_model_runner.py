@@ -1,0 +1,150 @@
+"""Whole models on a GPU, under the real scheduler: captured graphs and not, against transformers in float32."""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+
+import tests.unit.gpu_worker.triton_cases as cases
+from gpu_worker.config import WorkerConfig
+from gpu_worker.model_runner import ModelRunner, PendingStep
+from pagewire.ipc.requests import Sampling
+from pagewire.ipc.steps import EngineConfig, StepBatch, StepOutput
+from tests.unit.core.harness import Harness
+from tests.unit.gpu_worker.model_harness import random_model
+from tests.unit.gpu_worker.native_kernels import CACHE_DIR
+
+pytestmark = [pytest.mark.gpu, cases.needs_gpu]
+
+VOCAB, MAX_MODEL_LEN = 101, 512
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 256,
+    "intermediate_size": 416,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "initializer_range": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES, head_dim=32),
+    "qwen3": Qwen3Config(**SIZES, head_dim=64),
+    "mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=40),
+}
+
+
+@dataclass
+class LaunchedSteps:
+    """A runner's steps in flight, as the harness's worker."""
+
+    runner: ModelRunner
+    queue: deque[PendingStep] = field(default_factory=deque)
+
+    def send(self, batch: StepBatch) -> None:
+        self.queue.append(self.runner.launch(batch))
+
+    def run_next(self) -> StepOutput:
+        return self.queue.popleft().output()
+
+
+class Checkpoint:
+    """A random model on disk and in transformers, and what it gives for some prompts."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        self.folder = folder
+        # Weights that bfloat16 can hold, as those of published checkpoints are.
+        self.model: PreTrainedModel = random_model(FAMILIES[family])
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+        self.model.save_pretrained(folder)
+        generator = random.Random(family)
+        lengths = [1, 2, 15, 16, 17, 63, 64, 65, 200, 300, *(generator.randint(1, 120) for _ in range(30))]
+        self.prompts = [[generator.randrange(VOCAB) for _ in range(length)] for length in lengths]
+        self.greedy = [self._complete(prompt, 24) for prompt in self.prompts]
+
+    @torch.inference_mode()
+    def _complete(self, prompt: list[int], num_tokens: int) -> list[int]:
+        model = self.model.to(cases.DEVICE)
+        token_ids = list(prompt)
+        for _ in range(num_tokens):
+            inputs = torch.tensor([token_ids], device=cases.DEVICE)
+            token_ids.append(int(model(inputs, use_cache=False).logits[0, -1].argmax()))
+        return token_ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact_products() -> Iterator[None]:
+    assert torch.get_float32_matmul_precision() == "highest"
+    yield
+    torch.cuda.empty_cache()
+
+
+def run(
+    checkpoint: Checkpoint,
+    prompts: list[list[int]],
+    num_tokens: int,
+    sampling: Sampling | None = None,
+    dtype: str = "float32",
+    enforce_eager: bool = False,
+    num_blocks: int = 2000,
+    chunk: int = 256,
+    **scheduling: object,
+) -> list[list[int]]:
+    settings = WorkerConfig(
+        checkpoint.folder, "", CACHE_DIR, 1, device="cuda", dtype=dtype, enforce_eager=enforce_eager
+    )
+    runner = ModelRunner(settings)
+    engine = EngineConfig(16, 32, chunk, None, num_blocks)
+    runner.allocate(runner.load(engine, lambda stage, done, total: None)[0], lambda stage, done, total: None)
+    harness = Harness(num_blocks, block_size=16, max_num_seqs=32, max_num_batched_tokens=chunk, **scheduling)
+    harness.worker = LaunchedSteps(runner)  # type: ignore[assignment]
+    changes = {} if sampling is None else {"sampling": sampling}
+    for index, prompt in enumerate(prompts):
+        harness.add(index, prompt, max_tokens=num_tokens, **changes)
+    harness.run()
+    return [harness.tokens[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+@pytest.mark.parametrize("chunk", [32, 512])
+def test_float32_gives_the_tokens_of_transformers(checkpoint: Checkpoint, enforce_eager: bool, chunk: int) -> None:
+    assert run(checkpoint, checkpoint.prompts, 24, enforce_eager=enforce_eager, chunk=chunk) == checkpoint.greedy
+
+
+def test_preempted_sequences_give_the_same_tokens(checkpoint: Checkpoint) -> None:
+    assert run(checkpoint, checkpoint.prompts, 24, num_blocks=60) == checkpoint.greedy
+
+
+def test_bfloat16_gives_nearly_all_tokens_of_transformers(checkpoint: Checkpoint) -> None:
+    """Every prefix of the float32 continuation is a prompt of its own, so that one difference counts once."""
+    prompts, expected = [], []
+    for prompt, greedy in zip(checkpoint.prompts, checkpoint.greedy, strict=True):
+        for length, token in enumerate(greedy):
+            prompts.append(prompt + greedy[:length])
+            expected.append(token)
+    drawn = [tokens[0] for tokens in run(checkpoint, prompts, 1, dtype="bfloat16", chunk=512)]
+    same = sum(a == b for a, b in zip(drawn, expected, strict=True)) / len(expected)
+    print(f"\nbfloat16: {same:.2%} of {len(expected)} tokens")
+    assert same >= 0.99
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (20, 0.8)])
+def test_draws_depend_neither_on_the_batch_nor_on_graphs(checkpoint: Checkpoint, top_k: int, top_p: float) -> None:
+    warm = Sampling(1.3, top_k, top_p, 0.0, 12345)
+    together = run(checkpoint, checkpoint.prompts, 12, warm)
+    assert together == run(checkpoint, checkpoint.prompts, 12, warm, enforce_eager=True, async_scheduling=False)
+    assert together[3:4] == run(checkpoint, checkpoint.prompts[3:4], 12, warm)

@@ -18,7 +18,7 @@ _OPENMP_SPINS = "4000"
 
 
 def main() -> int:
-    """Run a worker until SIGINT or SIGTERM: 0 then, 1 after a failure. One of several ranks dies of the signal."""
+    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
     arguments = _parse()
@@ -30,25 +30,24 @@ def main() -> int:
     except ValueError as error:
         return _fail(str(error))
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)
-    if config.tensor_parallel_size > 1:
-        _prepare_group(config)
+    if config.tensor_parallel_size > 1 and config.shares_host:
+        # Ranks of one host talk over its loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Importing torch takes seconds: wrong settings are refused before, and signals are obeyed meanwhile.
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
-    failure = run_worker(config)
-    status = 0 if failure is None else _fail(failure)
-    if config.tensor_parallel_size > 1:
-        # An orderly end would wait for threads that wait for ranks which are gone.
-        os._exit(status)
-    return status
-
-
-def _prepare_group(config: WorkerConfig) -> None:
-    """Have ranks of one host talk over its loopback, and signals end this one while it waits for another."""
-    if config.shares_host:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
+    status = 1
+    try:
+        failure = run_worker(config)
+        status = 0 if failure is None else _fail(failure)
+        return status
+    except SystemExit:
+        status = 0
+        raise
+    finally:
+        if config.tensor_parallel_size > 1:
+            # An orderly end would wait for threads that wait for ranks which are gone.
+            os._exit(status)
 
 
 def _fail(reason: str) -> int:

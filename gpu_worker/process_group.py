@@ -5,7 +5,10 @@ the address is not seen.
 """
 
 import logging
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,14 +46,15 @@ class ProcessGroup:
             raise RanksLostError("another rank was replaced, and a process can join one group only: start it again")
         config, started = self._config, time.monotonic()
         try:
-            dist.init_process_group(
-                "gloo" if self._device.type == "cpu" else "nccl",
-                store=self._store(name),
-                rank=config.rank,
-                world_size=config.tensor_parallel_size,
-                timeout=timedelta(seconds=config.distributed_timeout_s),
-                device_id=None if self._device.type == "cpu" else self._device,
-            )
+            with _signals_that_kill():
+                dist.init_process_group(
+                    "gloo" if self._device.type == "cpu" else "nccl",
+                    store=self._store(name),
+                    rank=config.rank,
+                    world_size=config.tensor_parallel_size,
+                    timeout=timedelta(seconds=config.distributed_timeout_s),
+                    device_id=None if self._device.type == "cpu" else self._device,
+                )
         except RuntimeError as error:
             raise RanksLostError(
                 f"rank {config.rank} of {config.tensor_parallel_size} did not meet the others at "
@@ -83,6 +87,17 @@ class ProcessGroup:
             store = PrefixStore(name.hex(), tcp)
         store.set_timeout(timeout)
         return store
+
+
+@contextmanager
+def _signals_that_kill() -> Iterator[None]:
+    """Let a stop signal end the process within a call that returns to Python only when the other ranks come."""
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def _first_line(error: RuntimeError) -> str:

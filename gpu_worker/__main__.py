@@ -30,15 +30,28 @@ def main() -> int:
     except ValueError as error:
         return _fail(str(error))
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)
+    if config.tensor_parallel_size > 1 and config.shares_host:
+        # Ranks of one host talk over its loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Importing torch takes seconds: wrong settings are refused before, and signals are obeyed meanwhile.
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
-    failure = run_worker(config)
-    return 0 if failure is None else _fail(failure)
+    status = 1
+    try:
+        failure = run_worker(config)
+        status = 0 if failure is None else _fail(failure)
+        return status
+    except SystemExit:
+        status = 0
+        raise
+    finally:
+        if config.tensor_parallel_size > 1:
+            # An orderly end would wait for threads that wait for ranks which are gone.
+            os._exit(status)
 
 
 def _fail(reason: str) -> int:
-    print(f"gpu_worker: {reason}", file=sys.stderr)
+    print(f"gpu_worker: {reason}", file=sys.stderr, flush=True)
     return 1
 
 
@@ -52,20 +65,32 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's worker socket")
     parser.add_argument("--rank", type=int, default=0, help="tensor-parallel rank of this worker")
     parser.add_argument("--tensor-parallel-size", type=int, default=1, help="tensor-parallel ranks in all")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument(
+        "--distributed-address",
+        metavar="ADDRESS",
+        help="where several ranks meet: HOST:PORT, on which rank 0 listens, or file:PATH for ranks of one host",
+    )
+    parser.add_argument(
+        "--distributed-timeout-s",
+        type=float,
+        default=60.0,
+        metavar="X",
+        help="longest wait for the other ranks, once all are loaded (default: 60)",
+    )
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="cuda: of several GPUs the rank's own")
     parser.add_argument(
         "--dtype",
         default="auto",
         choices=DTYPES,
         help="of the weights (default: float32 on a CPU, bfloat16 on a GPU)",
     )
-    parser.add_argument("--threads", type=int, help="of computation on a CPU (default: usable physical cores)")
+    parser.add_argument("--threads", type=int, help="of computation on a CPU (default: usable cores / ranks)")
     parser.add_argument("--attention-backend", default="auto", choices=ATTENTION_BACKENDS)
     parser.add_argument(
         "--gpu-memory-utilization", type=float, default=0.9, help="share of the GPU's memory to use in all"
     )
     parser.add_argument(
-        "--cpu-memory-gib", type=float, help="KV cache on a CPU (default: half of the available memory)"
+        "--cpu-memory-gib", type=float, help="KV cache of each rank on a CPU (default: half of the memory / ranks)"
     )
     parser.add_argument("--load-format", default="auto", choices=LOAD_FORMATS, help="dummy: random weights")
     parser.add_argument(
@@ -82,7 +107,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         model=arguments.model,
         scheduler_address=arguments.scheduler_address,
         cache_dir=Path.home() / ".cache" / "pagewire",
-        threads=usable_cores() if arguments.threads is None else arguments.threads,
+        threads=_share_of_cores(arguments) if arguments.threads is None else arguments.threads,
         rank=arguments.rank,
         tensor_parallel_size=arguments.tensor_parallel_size,
         device=arguments.device,
@@ -93,8 +118,16 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         load_format=arguments.load_format,
         enforce_eager=arguments.enforce_eager,
         seed=arguments.seed,
+        distributed_address=arguments.distributed_address,
+        distributed_timeout_s=arguments.distributed_timeout_s,
         trace_dir=arguments.trace_dir,
     )
+
+
+def _share_of_cores(arguments: argparse.Namespace) -> int:
+    """Cores for each of the ranks, which may all be on this host; at least one."""
+    num_ranks: int = max(1, arguments.tensor_parallel_size)
+    return max(1, usable_cores() // num_ranks)
 
 
 if __name__ == "__main__":

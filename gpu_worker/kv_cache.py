@@ -67,11 +67,11 @@ def count_blocks(
     return min(fitting, per_sequence * max_num_seqs)
 
 
-def cpu_budget_bytes(asked_gib: float | None) -> int:
-    """Memory for the KV cache on a CPU: what was asked for, else half of what is available now."""
+def cpu_budget_bytes(asked_gib: float | None, num_sharing: int) -> int:
+    """Memory for the KV cache on a CPU: what was asked for, else a share of half of what is available now."""
     if asked_gib is not None:
         return int(asked_gib * _GIB)
-    return int(available_memory_bytes() * _DEFAULT_CPU_SHARE)
+    return int(available_memory_bytes() * _DEFAULT_CPU_SHARE / num_sharing)
 
 
 def cuda_budget_bytes(device: torch.device, utilization: float, peak_bytes: int) -> int:

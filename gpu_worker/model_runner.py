@@ -16,7 +16,8 @@ from gpu_worker.input_batch import InputBatch
 from gpu_worker.kernels.select import compiling_kernels, find_native, select_kernels
 from gpu_worker.kv_cache import CacheShape, count_blocks, cpu_budget_bytes, cuda_budget_bytes
 from gpu_worker.models.config import ModelConfig
-from gpu_worker.parallel import ParallelGroup
+from gpu_worker.parallel import ParallelGroup, check_split, even_sizes
+from gpu_worker.process_group import ProcessGroup
 from gpu_worker.step_inputs import SlotShape
 from gpu_worker.weights import load_model, read_config
 from pagewire.ipc.requests import ModelInfo
@@ -28,12 +29,17 @@ OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is; 0 means unknown."""
 
 
+class DeviceError(Exception):
+    """There is no device for this rank; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step that was launched and may still run."""
+    """A step that was launched, at a monotonic time, and may still run."""
 
     step_id: int
     drawn: Drawn
+    launched_s: float
 
     @property
     def is_done(self) -> bool:
@@ -67,8 +73,9 @@ class ModelRunner:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
-        self._device = _choose_device(config.device)
         self._parallel = ParallelGroup(config.rank, config.tensor_parallel_size)
+        self._device = _choose_device(config)
+        self._group = ProcessGroup(config, self._device)
         self._loaded: _Loaded | None = None
         self.kv_caches: list[torch.Tensor] = []
         self._num_blocks = 0
@@ -79,17 +86,32 @@ class ModelRunner:
         """Whether steps can be launched."""
         return self._slots is not None
 
+    def join(self, group: bytes) -> None:
+        """Meet the other ranks, before the first `load`.
+
+        Raises:
+            ModelLoadError: the model cannot be split over so many ranks.
+            RanksLostError: see ProcessGroup.
+        """
+        config = read_config(self._config.model)
+        check_split(config, self._parallel.world_size)
+        if self._parallel.rank == 0 and self._parallel.world_size not in even_sizes(config):
+            logger.warning("ranks have unequal numbers of heads; equal are those of sizes=%s", even_sizes(config))
+        self._group.join(group)
+
     def load(self, engine: EngineConfig, on_progress: OnProgress) -> tuple[int, ModelInfo]:
         """Load the weights and measure how many KV blocks fit. What is there already for the same sizes stays.
 
         Raises:
             ModelLoadError, AttentionBackendError, CacheTooSmallError: see their messages.
         """
-        if self._loaded is None or engine != self._loaded.engine:
+        self._group.expect_delays(True)
+        if self._on_any_rank(self._loaded is None or engine != self._loaded.engine):
             self._slots, self._loaded, self.kv_caches = None, None, []
             gc.unfreeze()
             gc.collect()
             self._loaded = self._load(engine, on_progress)
+        assert self._loaded is not None
         config = self._loaded.config
         info = ModelInfo(config.architecture, config.vocab_size, config.max_model_len, config.eos_token_ids)
         return self._loaded.fitting_blocks, info
@@ -98,7 +120,7 @@ class ModelRunner:
         """Make room for KV blocks and start with empty slots. A cache of that size already there is kept."""
         assert self._loaded is not None
         loaded = self._loaded
-        if num_blocks != self._num_blocks or not self.kv_caches:
+        if self._on_any_rank(num_blocks != self._num_blocks or not self.kv_caches):
             loaded.executor.release()
             self.kv_caches = []
             on_progress("allocating KV cache", 0, 0)
@@ -109,6 +131,7 @@ class ModelRunner:
             )
             loaded.executor.start(self.kv_caches, lambda done, total: on_progress("capturing graphs", done, total))
         self._slots = InputBatch(loaded.slots, num_blocks)
+        self._group.expect_delays(False)
         # What lives now lives on: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -126,7 +149,15 @@ class ModelRunner:
         """
         assert self._loaded is not None
         assert self._slots is not None
-        return PendingStep(batch.step_id, self._loaded.executor.launch(self._slots.apply(batch)))
+        drawn = self._loaded.executor.launch(self._slots.apply(batch))
+        return PendingStep(batch.step_id, drawn, time.monotonic())
+
+    def _on_any_rank(self, condition: bool) -> bool:
+        """Whether it holds on some rank: what one has to do again, and what all of them do together, all do.
+
+        Ranks differ when a scheduler died between its messages to them.
+        """
+        return bool(self._parallel.all_reduce_max(torch.tensor([int(condition)], device=self._device)))
 
     # ---- start ----------------------------------------------------------------------------------------------------
 
@@ -171,7 +202,8 @@ class ModelRunner:
         started = time.monotonic()
         step_bytes = executor.measure_bytes()
         if self._device.type == "cpu":
-            budget_bytes = cpu_budget_bytes(self._config.cpu_memory_gib)
+            num_sharing = self._parallel.world_size if self._config.shares_host else 1
+            budget_bytes = cpu_budget_bytes(self._config.cpu_memory_gib, num_sharing)
         else:
             budget_bytes = cuda_budget_bytes(self._device, self._config.gpu_memory_utilization, step_bytes)
         num_blocks = count_blocks(cache, budget_bytes, config.max_model_len, engine.max_num_seqs, engine.num_blocks)
@@ -184,10 +216,21 @@ class ModelRunner:
         return num_blocks
 
 
-def _choose_device(name: str) -> torch.device:
+def _choose_device(config: WorkerConfig) -> torch.device:
+    name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or config.tensor_parallel_size == 1:
+        return torch.device(name)
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0 or (config.shares_host and config.rank >= num_gpus):
+        raise DeviceError(
+            f"rank {config.rank} of {config.tensor_parallel_size} needs a GPU of its own, and torch sees {num_gpus}: "
+            "lower --tensor-parallel-size"
+        )
+    device = torch.device("cuda", config.rank % num_gpus)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:

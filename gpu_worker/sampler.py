@@ -32,6 +32,20 @@ class SamplingBatch:
     seeds: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether any row draws under top-k, top-p or min-p."""
+        return bool(((self.temperature > 0) & self._is_filtered).any())
+
+    @property
+    def filtered_rows(self) -> npt.NDArray[np.int64]:
+        """Rows that draw under top-k, top-p or min-p, unless they are greedy."""
+        return np.flatnonzero(self._is_filtered)
+
+    @property
+    def _is_filtered(self) -> npt.NDArray[np.bool_]:
+        return (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
+
     def take(self, rows: npt.NDArray[np.int64]) -> "SamplingBatch":
         """The parameters of some rows."""
         return SamplingBatch(
@@ -67,23 +81,25 @@ class Sampler:
             return logits.argmax(dim=-1), finite
         if len(random) == len(logits):
             return self._draw(logits, batch), finite
-        rows = _to(logits, random)
+        rows = on_device_of(logits, random)
         tokens = logits.argmax(dim=-1)
         tokens[rows] = self._draw(logits[rows], batch.take(random))
         return tokens, finite
 
     def _draw(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
         """One token per row from the softmax of logits / temperature, after min-p, then top-k, then top-p."""
-        scaled = logits / _to(logits, batch.temperature)[:, None]
-        filtered = np.flatnonzero((batch.top_k > 0) | (batch.top_p < 1) | (batch.min_p > 0))
+        scaled = logits / on_device_of(logits, batch.temperature)[:, None]
+        filtered = batch.filtered_rows
         if len(filtered) == len(logits):
             _drop_unlikely(scaled, batch)
         elif len(filtered) > 0:
-            rows = _to(logits, filtered)
+            rows = on_device_of(logits, filtered)
             part = scaled[rows]
             _drop_unlikely(part, batch.take(filtered))
             scaled[rows] = part
-        noisy = self._kernels.add_gumbel_noise(scaled, _to(logits, batch.seeds), _to(logits, batch.positions))
+        noisy = self._kernels.add_gumbel_noise(
+            scaled, on_device_of(logits, batch.seeds), on_device_of(logits, batch.positions)
+        )
         return noisy.argmax(dim=-1)
 
 
@@ -94,11 +110,11 @@ def _drop_unlikely(scaled: torch.Tensor, batch: SamplingBatch) -> None:
         scaled: [num_rows, vocab] float32, logits / temperature; changed in place.
     """
     highest = scaled.amax(dim=-1, keepdim=True)
-    least = highest + _to(scaled, batch.min_p)[:, None].log()
+    least = highest + on_device_of(scaled, batch.min_p)[:, None].log()
     if (batch.top_k > 0).any():
         least = torch.maximum(least, _kth_largest(scaled, batch.top_k))
     if (batch.top_p < 1).any():
-        least = torch.maximum(least, _nucleus_edge(scaled, highest, least, _to(scaled, batch.top_p)[:, None]))
+        least = torch.maximum(least, _nucleus_edge(scaled, highest, least, on_device_of(scaled, batch.top_p)[:, None]))
     scaled.masked_fill_(scaled < least, float("-inf"))
 
 
@@ -107,8 +123,8 @@ def _kth_largest(scaled: torch.Tensor, top_k: npt.NDArray[np.int64]) -> torch.Te
     vocab = scaled.shape[-1]
     ranks = np.minimum(top_k, vocab)
     values = scaled.topk(int(ranks.max()), dim=-1).values
-    kth = values.gather(1, _to(scaled, np.maximum(ranks - 1, 0))[:, None])
-    return kth.masked_fill(_to(scaled, ranks == 0)[:, None], float("-inf"))
+    kth = values.gather(1, on_device_of(scaled, np.maximum(ranks - 1, 0))[:, None])
+    return kth.masked_fill(on_device_of(scaled, ranks == 0)[:, None], float("-inf"))
 
 
 def _nucleus_edge(
@@ -136,5 +152,6 @@ def _nucleus_edge(
     return edge.masked_fill(~reached[:, -1:] | (top_p >= 1), float("-inf"))
 
 
-def _to(like: torch.Tensor, array: npt.NDArray[np.generic]) -> torch.Tensor:
+def on_device_of(like: torch.Tensor, array: npt.NDArray[np.generic]) -> torch.Tensor:
+    """An array where a tensor is."""
     return torch.from_numpy(array).to(like.device, non_blocking=True)

@@ -1,10 +1,11 @@
 """What does a worker process do with each message of the scheduler, and when does it speak first?
 
-    WorkerHello, again and again -> EngineConfig: load, WorkerLoaded -> AllocateCache: WorkerReady -> StepBatch ...
+    WorkerHello, again and again -> JoinGroup, if there are several ranks: meet them
+        -> EngineConfig: load, WorkerLoaded -> AllocateCache: WorkerReady -> StepBatch ...
 
-Only an EngineConfig may come from a scheduler that this worker does not follow yet: it then follows that one, with
-empty slots. Weights and KV memory stay unless the sizes differ. While nothing happens the worker keeps greeting, so a
-restarted scheduler hears of it within a second.
+Only JoinGroup and EngineConfig may come from a scheduler that this worker does not follow yet: with the latter it
+follows that one, with empty slots. Weights and KV memory stay unless the sizes differ. While nothing happens the worker
+keeps greeting, so a restarted scheduler hears of it within a second.
 """
 
 import logging
@@ -12,6 +13,7 @@ import os
 import time
 from collections import deque
 
+import msgspec
 import torch
 
 from gpu_worker.attention.select import AttentionBackendError
@@ -19,12 +21,14 @@ from gpu_worker.config import WorkerConfig
 from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.input_batch import StepBatchError
 from gpu_worker.kv_cache import CacheTooSmallError
-from gpu_worker.model_runner import ModelRunner, OnProgress, PendingStep
+from gpu_worker.model_runner import DeviceError, ModelRunner, OnProgress, PendingStep
+from gpu_worker.parallel import RanksLostError
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
 from pagewire.ipc.codec import ANY, Envelope
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
+    JoinGroup,
     SchedulerStepMessage,
     WorkerFailed,
     WorkerHello,
@@ -47,7 +51,9 @@ _EXPLAINED = (
     AddressError,
     AttentionBackendError,
     CacheTooSmallError,
+    DeviceError,
     ModelLoadError,
+    RanksLostError,
     StepBatchError,
 )
 
@@ -57,15 +63,22 @@ class Worker:
 
     Args:
         hello: what this worker greets with.
+        patience_s: a step of several ranks that runs for longer waits for a rank that is gone or hangs.
         recorder: told what launching and answering each step takes.
     """
 
     def __init__(
-        self, hello: WorkerHello, runner: ModelRunner, link: SchedulerLink, recorder: Recorder = NO_TRACE
+        self,
+        hello: WorkerHello,
+        runner: ModelRunner,
+        link: SchedulerLink,
+        patience_s: float,
+        recorder: Recorder = NO_TRACE,
     ) -> None:
         self._hello = hello
         self._runner = runner
         self._link = link
+        self._patience_s = patience_s if hello.world_size > 1 else float("inf")
         self._recorder = recorder
         self._scheduler = ANY
         self._pending: deque[PendingStep] = deque()
@@ -91,16 +104,18 @@ class Worker:
 
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
-        envelope = self._link.receive(self._patience_s)
+        envelope = self._link.receive(self._idle_s)
         if envelope is not None:
             self._take(envelope)
         elif not self._pending:
             self._link.send(self._hello, ANY)
         if self._pending and (self._pending[0].is_done or len(self._pending) >= _MOST_PENDING):
             self._answer(self._pending.popleft())
+        elif self._pending and time.monotonic() - self._pending[0].launched_s > self._patience_s:
+            raise RanksLostError(f"a step runs for more than {self._patience_s:.0f} s: another rank is gone or hangs")
 
     @property
-    def _patience_s(self) -> float:
+    def _idle_s(self) -> float:
         """How long to wait for a message: not at all while steps run, whose end nothing else announces."""
         if self._pending:
             return 0.0
@@ -108,7 +123,13 @@ class Worker:
 
     def _take(self, envelope: Envelope[SchedulerStepMessage]) -> None:
         message = envelope.message
-        if isinstance(message, EngineConfig):
+        if isinstance(message, JoinGroup):
+            self._finish_pending()
+            self._runner.join(message.name)
+            self._hello = msgspec.structs.replace(self._hello, group=message.name)
+        elif isinstance(message, EngineConfig) and self._hello.world_size > 1 and not self._hello.group:
+            self._link.drop("there was no group to join before")
+        elif isinstance(message, EngineConfig):
             self._configure(envelope.sender, message)
         elif envelope.sender != self._scheduler:
             self._link.drop("it is from a scheduler that this worker does not follow")
@@ -168,7 +189,8 @@ def run_worker(config: WorkerConfig) -> str | None:
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
         recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
-        Worker(hello, ModelRunner(config), SchedulerLink(config.scheduler_address), recorder).run()
+        link = SchedulerLink(config.scheduler_address)
+        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder).run()
     except Exception as error:
         return _describe(error)
     return None

@@ -7,6 +7,9 @@ graph, and what differs between batches lies in device memory:
     host     pack and copy the numbers -> replay the layers -> replay the draw -> copy the tokens back -> next step
     device   . . . . . . . . . . . . . . . the same, in order, without waiting for the host
 
+Ranks that have parts of the vocabulary have two programs that draw: they exchange their best tokens if no row filters,
+else all logits (see parallel_sampler).
+
 Batches of more tokens than graphs are captured for run operation by operation: the device takes longer than the host.
 """
 
@@ -29,9 +32,18 @@ from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kv_cache import CacheShape
 from gpu_worker.models.decoder import DecoderModel
+from gpu_worker.parallel_sampler import pack_draws, unpack_draws
 from gpu_worker.step_inputs import SlotShape, StepInputs
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawShape:
+    """Which program draws. `num_sampled` counts padding; `gathers`: ranks gather all logits before they draw."""
+
+    num_sampled: int
+    gathers: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +149,20 @@ class CapturedExecutor:
         self._graphs.clear()
         self._kv_caches = ()
 
-    def _captures(self, sizes: GraphSizes) -> list[PaddedShape | int]:
-        """What is captured: layers by shape, then draws by rows."""
+    def _captures(self, sizes: GraphSizes) -> list[PaddedShape | DrawShape]:
+        """What is captured: layers by shape, then draws by rows, of several ranks first those that gather."""
         shapes = [self._mixed_shape(size) for size in reversed(sizes.mixed)]
         shapes += [PaddedShape(size, size, mixed=False) for size in reversed(sizes.decodes)]
-        return [*shapes, *reversed(sizes.draws)]
+        kinds = (False,) if self._is_alone else (True, False)
+        return [*shapes, *(DrawShape(size, gathers) for gathers in kinds for size in reversed(sizes.draws))]
 
-    def _capture(self, key: PaddedShape | int) -> None:
+    def _capture(self, key: PaddedShape | DrawShape) -> None:
         """Capture one program, on a batch that is all padding."""
         if isinstance(key, PaddedShape):
             self._staging.send(NO_INPUTS, key, 0)
             self._graphs.capture(key, self._layer_program(key))
         else:
-            self._staging.send(NO_INPUTS, PaddedShape(0, 0, mixed=False), key)
+            self._staging.send(NO_INPUTS, PaddedShape(0, 0, mixed=False), key.num_sampled)
             self._graphs.capture(key, self._draw_program(key))
 
     def _measure_graphs(self, sizes: GraphSizes) -> int:
@@ -182,12 +195,12 @@ class CapturedExecutor:
         begun = None
         self._slots.write(inputs)
         if len(inputs.positions) > 0:
-            shape, draws = self._pad(inputs), self._pad_draws(num_sampled)
-            self._staging.send(inputs, shape, draws)
+            shape, draws = self._pad(inputs), self._pad_draws(inputs)
+            self._staging.send(inputs, shape, draws.num_sampled)
             begun = None if self._clock is None else self._clock.event()
             if not self._graphs.replay(shape):
                 self._layer_program(shape)()
-            if draws > 0 and not self._graphs.replay(draws):
+            if num_sampled > 0 and not self._graphs.replay(draws):
                 self._draw_program(draws)()
         host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
         host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
@@ -207,9 +220,15 @@ class CapturedExecutor:
             return PaddedShape(num_seqs, num_tokens, mixed)
         return self._mixed_shape(padded) if mixed else PaddedShape(padded, padded, mixed=False)
 
-    def _pad_draws(self, num_sampled: int) -> int:
+    def _pad_draws(self, inputs: StepInputs) -> DrawShape:
+        num_sampled = len(inputs.sampled_rows)
         padded = None if self._sizes is None else self._sizes.pad_draws(num_sampled)
-        return num_sampled if padded is None else padded
+        gathers = not self._is_alone and inputs.sampling.has_filters
+        return DrawShape(num_sampled if padded is None else padded, gathers)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._model.vocab.parallel.world_size == 1
 
     def _mixed_shape(self, num_tokens: int) -> PaddedShape:
         return PaddedShape(min(num_tokens, self._slot_shape.max_num_seqs), num_tokens, mixed=True)
@@ -234,18 +253,32 @@ class CapturedExecutor:
 
         return run
 
-    def _draw_program(self, num_sampled: int) -> Callable[[], None]:
+    def _draw_program(self, shape: DrawShape) -> Callable[[], None]:
+        num_sampled = shape.num_sampled
         views = self._staging.draw_inputs(num_sampled)
         sampling = DeviceSampling(
             views.temperature, views.top_k, views.top_p, views.min_p, views.seeds, views.positions
         )
+        choose = self._sample if self._is_alone or shape.gathers else self._agree
 
         def run() -> None:
             logits = self._model.compute_logits(self._last_hidden[:num_sampled])
-            tokens, finite = self._kernels.sample(logits, sampling)
+            tokens, finite = choose(logits, sampling)
             drawn = self._drawn[:, :num_sampled]
             drawn[0].copy_(tokens)
             drawn[1].copy_(finite)
             self._slots.token_ids.scatter_(0, views.drawn_places, drawn[0])
 
         return run
+
+    def _sample(self, logits: torch.Tensor, sampling: DeviceSampling) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw from all logits; what rank 0 draws counts."""
+        vocab = self._model.vocab
+        tokens, finite = self._kernels.sample(vocab.gather(logits), sampling)
+        return vocab.parallel.broadcast(tokens), finite
+
+    def _agree(self, logits: torch.Tensor, sampling: DeviceSampling) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw from this rank's logits, and take the best draw of all ranks."""
+        vocab = self._model.vocab
+        draws = pack_draws(*self._kernels.best_of_part(logits, sampling, vocab.token_ids.start))
+        return unpack_draws(vocab.parallel.all_reduce_max(draws))

@@ -12,6 +12,7 @@ from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.worst_case import worst_case
 from gpu_worker.kv_cache import CacheShape
 from gpu_worker.models.decoder import DecoderModel
+from gpu_worker.parallel_sampler import ParallelSampler
 from gpu_worker.sampler import Sampler
 from gpu_worker.step_inputs import SlotShape, StepInputs
 
@@ -46,7 +47,7 @@ class EagerExecutor:
     def __init__(
         self,
         model: DecoderModel,
-        sampler: Sampler,
+        sampler: Sampler | ParallelSampler,
         slots: SlotShape,
         cache: CacheShape,
         max_tokens: int,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 
 from gpu_worker.formats.errors import ModelLoadError
@@ -39,7 +40,7 @@ Array = npt.NDArray[np.float32]
 
 
 class GgufSource:
-    """The tensors of one GGUF file as float32; the file is mapped, and only the rows asked for are dequantized."""
+    """The tensors of one GGUF file as float32; the file is mapped, and only what is asked for is dequantized."""
 
     def __init__(self, path: Path, interleaved_head_dim: int | None) -> None:
         """Open the file.
@@ -70,23 +71,35 @@ class GgufSource:
             raise missing_tensor(self._path, name)
         info = self._tensors[name]
         check_shape(self._path, name, shape, info.shape)
-        tensor = torch.from_numpy(self._dequantize(name, info, range(shape[0]) if rows is None else rows))
+        tensor = torch.from_numpy(self._dequantize(name, info, range(shape[0]) if rows is None else rows, columns))
         if self._head_dim is not None and any(part in name for part in _INTERLEAVED):
             tensor = _deinterleave(tensor, self._head_dim)
-        return tensor if columns is None else tensor[:, columns.start : columns.stop]
+        return tensor
 
-    def _dequantize(self, name: str, info: TensorInfo, rows: range) -> Array:
-        row_bytes = info.num_bytes // info.shape[0]
-        raw = np.frombuffer(self._data, np.uint8, len(rows) * row_bytes, info.offset + rows.start * row_bytes)
+    def _dequantize(self, name: str, info: TensorInfo, rows: range, columns: range | None) -> Array:
+        raw = self._raw_rows(info, rows)
         try:
-            values: Array = dequantize(raw.reshape(len(rows), row_bytes), info.quantization)
-            values = values.reshape(len(rows), *info.shape[1:])
+            if columns is None:
+                values: Array = dequantize(raw, info.quantization).reshape(len(rows), *info.shape[1:])
+            else:
+                # Rows are made of blocks of elements: those blocks that hold the columns are read.
+                size, num_bytes = GGML_QUANT_SIZES[info.quantization]
+                first, last = columns.start // size, -(-columns.stop // size)
+                blocks = np.ascontiguousarray(raw[:, first * num_bytes : last * num_bytes])
+                values = dequantize(blocks, info.quantization).reshape(len(rows), (last - first) * size)
+                values = values[:, columns.start - first * size : columns.stop - first * size]
         except (NotImplementedError, ValueError) as error:
             raise ModelLoadError(
                 f"{self._path}: tensor {name} of type {info.quantization.name} cannot be read ({error}): "
                 "use a file with another quantization"
             ) from error
         return np.require(values, requirements="W")
+
+    def _raw_rows(self, info: TensorInfo, rows: range) -> npt.NDArray[np.uint8]:
+        """The bytes of some rows as they lie in the file, [rows, bytes of a row]."""
+        row_bytes = info.num_bytes // info.shape[0]
+        raw = np.frombuffer(self._data, np.uint8, len(rows) * row_bytes, info.offset + rows.start * row_bytes)
+        return raw.reshape(len(rows), row_bytes)
 
 
 def hf_name(name: str) -> str:

@@ -52,9 +52,9 @@ class SafetensorsSource:
                 f"{path}: tensor {name} is stored as {view.get_dtype()}; only F64, F32, F16 and BF16 weights are read: "
                 "use a checkpoint that is not quantized"
             )
-        row_slice = slice(None) if rows is None else slice(rows.start, rows.stop)
-        tensor: torch.Tensor = view[row_slice]
-        return tensor if columns is None else tensor[:, columns.start : columns.stop]
+        parts = [slice(None) if part is None else slice(part.start, part.stop) for part in (rows, columns)]
+        tensor: torch.Tensor = view[tuple(parts[: len(shape)])]
+        return tensor
 
 
 def _find_files(directory: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class CpuKernels:
         self._add_rms_norm.argtypes = (*[_POINTER] * 4, _INT, _INT, _FLOAT)
         self._silu_mul.argtypes = (_POINTER, _POINTER, _INT, _INT)
         self._rope_and_cache.argtypes = (*[_POINTER] * 9, ctypes.POINTER(_RopeSizes), _FLOAT)
-        self._add_gumbel_noise.argtypes = (*[_POINTER] * 4, _INT, _INT)
+        self._add_gumbel_noise.argtypes = (*[_POINTER] * 4, _INT, _INT, _INT)
         for function in (
             self._rms_norm,
             self._add_rms_norm,
@@ -105,10 +105,13 @@ class CpuKernels:
         self._silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, size)
         return out
 
-    def add_gumbel_noise(self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def add_gumbel_noise(
+        self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, first_token: int = 0
+    ) -> torch.Tensor:
         """logits + Gumbel noise of (seed, position, token id)."""
         rows, vocab = logits.shape
         _check(logits)
+        assert first_token % 4 == 0
         assert seeds.shape == positions.shape == (rows,)
         assert seeds.dtype is positions.dtype is torch.int64
         out = torch.empty_like(logits)
@@ -119,6 +122,7 @@ class CpuKernels:
             out.data_ptr(),
             rows,
             vocab,
+            first_token,
         )
         return out
 

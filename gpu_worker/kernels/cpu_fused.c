@@ -113,16 +113,17 @@ static inline void philox(uint64_t seed, uint64_t position, uint32_t first, uint
     }
 }
 
-/* logits, out: [rows, vocab]; seeds, positions: [rows]. */
+/* logits, out: [rows, vocab]; seeds, positions: [rows]. first_token: the token id of a row's first logit. */
 void pagewire_add_gumbel_noise(
-    const float *logits, const int64_t *seeds, const int64_t *positions, float *out, int64_t rows, int64_t vocab) {
+    const float *logits, const int64_t *seeds, const int64_t *positions, float *out, int64_t rows, int64_t vocab,
+    int64_t first_token) {
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t first = 0; first < vocab; first += TOKENS_PER_ITEM) {
             const int64_t end = first + TOKENS_PER_ITEM < vocab ? first + TOKENS_PER_ITEM : vocab;
             for (int64_t token = first; token < end; token += 4 * COUNTERS) {
                 uint32_t words[4 * COUNTERS];
-                philox((uint64_t)seeds[row], (uint64_t)positions[row], (uint32_t)(token / 4), words);
+                philox((uint64_t)seeds[row], (uint64_t)positions[row], (uint32_t)((first_token + token) / 4), words);
                 const float *from = logits + row * vocab + token;
                 float *to = out + row * vocab + token;
                 const int64_t count = end - token < 4 * COUNTERS ? end - token : 4 * COUNTERS;

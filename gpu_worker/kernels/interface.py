@@ -48,13 +48,16 @@ class Kernels(Protocol):
         """silu(gate) * up. gate_up: [num_tokens, 2 * intermediate] -> [num_tokens, intermediate]."""
         ...
 
-    def add_gumbel_noise(self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def add_gumbel_noise(
+        self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, first_token: int = 0
+    ) -> torch.Tensor:
         """Add Gumbel noise that is a pure function of (seed, position, token id).
 
         Args:
             logits: [num_sampled, vocab] float32, already divided by the temperature.
             seeds: [num_sampled] int64 (the bits of an unsigned seed).
             positions: [num_sampled] int64, output position of the token being drawn.
+            first_token: the token id of the first logit of each row, a multiple of 4.
 
         Returns:
             [num_sampled, vocab] float32; its argmax is a draw from softmax(logits). Source: Salmon et al., "Parallel

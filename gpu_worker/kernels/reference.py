@@ -53,27 +53,33 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return (torch.nn.functional.silu(gate.float()) * up.float()).to(gate_up.dtype)
 
-    def add_gumbel_noise(self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def add_gumbel_noise(
+        self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, first_token: int = 0
+    ) -> torch.Tensor:
         """logits + Gumbel noise of (seed, position, token id)."""
-        return logits + gumbel_noise(seeds, positions, logits.shape[-1])
+        return logits + gumbel_noise(seeds, positions, logits.shape[-1], first_token)
 
 
-def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Standard Gumbel noise, [num_sampled, vocab] float32, from Philox words turned into uniforms in (0, 1)."""
-    words = philox(seeds, positions, -(-vocab // 4)).flatten(1)[:, :vocab]
+def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocab: int, first_token: int = 0) -> torch.Tensor:
+    """Standard Gumbel noise, [num_sampled, vocab] float32, from Philox words turned into uniforms in (0, 1).
+
+    Args:
+        first_token: the token id of the first column, a multiple of 4.
+    """
+    words = philox(seeds, positions, -(-vocab // 4), first_token // 4).flatten(1)[:, :vocab]
     uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
 
-def philox(seeds: torch.Tensor, positions: torch.Tensor, num_counters: int) -> torch.Tensor:
+def philox(seeds: torch.Tensor, positions: torch.Tensor, num_counters: int, first_counter: int = 0) -> torch.Tensor:
     """Philox4x32-10 words, [num_sampled, num_counters, 4] int64 holding 32-bit values.
 
-    Key: the two words of the seed. Counter: (0 .. num_counters - 1, position low, position high, 0).
+    Key: the two words of the seed. Counter: (first_counter + 0 .. num_counters - 1, position low, position high, 0).
     """
     shape = (seeds.shape[0], num_counters)
     key0 = (seeds & _WORD)[:, None]
     key1 = ((seeds >> 32) & _WORD)[:, None]
-    c0 = torch.arange(num_counters, device=seeds.device).expand(shape)
+    c0 = torch.arange(first_counter, first_counter + num_counters, device=seeds.device).expand(shape)
     c1 = (positions & _WORD)[:, None].expand(shape)
     c2 = ((positions >> 32) & _WORD)[:, None].expand(shape)
     c3 = torch.zeros_like(c0)

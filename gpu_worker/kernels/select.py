@@ -73,9 +73,10 @@ def compiling_kernels(
     if obstacle_to_triton(device) is not None:
         yield
         return
+    from gpu_worker.kernels.triton_jit import use_device  # noqa: PLC0415
     from gpu_worker.kernels.triton_warm_up import KernelShapes, compile_kernels  # noqa: PLC0415
 
-    with ThreadPoolExecutor(1, "compile") as pool:
+    with ThreadPoolExecutor(1, "compile", initializer=use_device, initargs=(device,)) as pool:
         compiling = pool.submit(compile_kernels, KernelShapes.of_rank(config, parallel, dtype, block_size), device)
         yield
         compiling.result()

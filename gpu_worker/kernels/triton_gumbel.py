@@ -14,10 +14,11 @@ _TOKENS = 2048
 
 
 def add_gumbel_noise(
-    logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, fast: bool, overlap: bool
+    logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, first_token: int, fast: bool, overlap: bool
 ) -> torch.Tensor:
     """See Kernels.add_gumbel_noise. logits: [num_sampled, vocab] float32; seeds, positions: [num_sampled] int64."""
     check_contiguous(logits, seeds, positions)
+    assert first_token % 4 == 0
     rows, vocab = logits.shape
     out = torch.empty_like(logits)
     _add_gumbel_noise_kernel[(rows, -(-vocab // _TOKENS))](
@@ -27,6 +28,7 @@ def add_gumbel_noise(
         out,
         vocab,
         TOKENS=_TOKENS,
+        FIRST_TOKEN=first_token,
         FAST=fast,
         OVERLAP=overlap,
         launch_pdl=overlap,
@@ -42,6 +44,7 @@ def _add_gumbel_noise_kernel(
     out_ptr: tl.tensor,
     vocab: int,
     TOKENS: tl.constexpr,
+    FIRST_TOKEN: tl.constexpr,
     FAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -51,7 +54,7 @@ def _add_gumbel_noise_kernel(
     counters = tl.program_id(1) * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
     tokens = counters[:, None] * 4 + tl.arange(0, 4)[None, :]
     logits = tl.load(logits_ptr + row * vocab + tokens, mask=tokens < vocab, other=0.0)
-    noise = gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), counters, FAST)
+    noise = gumbel(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), counters + FIRST_TOKEN // 4, FAST)
     tl.store(out_ptr + row * vocab + tokens, logits + noise, mask=tokens < vocab)
 
 

@@ -76,6 +76,12 @@ def can_overlap(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_CAPABILITY
 
 
+def use_device(device: torch.device) -> None:
+    """Have this thread's launches go to one of several GPUs; a new thread's go to the first."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def next_power_of_2(value: int) -> int:
     """The smallest power of two that is at least `value`."""
     return 1 << max(value - 1, 0).bit_length()

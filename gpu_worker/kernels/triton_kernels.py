@@ -43,10 +43,18 @@ class TritonKernels:
         """silu(gate) * up."""
         return triton_silu.silu_mul(gate_up, self._overlap)
 
-    def add_gumbel_noise(self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def add_gumbel_noise(
+        self, logits: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor, first_token: int = 0
+    ) -> torch.Tensor:
         """logits + Gumbel noise of (seed, position, token id)."""
-        return triton_gumbel.add_gumbel_noise(logits, seeds, positions, self._fast, self._overlap)
+        return triton_gumbel.add_gumbel_noise(logits, seeds, positions, first_token, self._fast, self._overlap)
 
     def sample(self, logits: torch.Tensor, sampling: DeviceSampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one token per row, and say which rows are finite; see triton_sampling.sample."""
         return triton_sampling.sample(logits, sampling, self._fast, self._overlap)
+
+    def best_of_part(
+        self, logits: torch.Tensor, sampling: DeviceSampling, first_token: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of a part of the vocabulary: best value, its token, and which rows are finite; see triton_sampling."""
+        return triton_sampling.best_of_part(logits, sampling, first_token, self._fast, self._overlap)

@@ -59,8 +59,77 @@ def sample(
         Token ids, [num_sampled] int64, and whether all logits of a row are finite, [num_sampled] bool. Where they are
         not the token means nothing, but is one of the vocabulary.
     """
+    rows, vocab = logits.shape
+    scan = _scan(logits, sampling, 0, fast, overlap)
+    num_groups = scan.group_best.shape[1]
+    group_list = logits.new_empty((rows, num_groups), dtype=torch.int32)
+    candidates = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.float32)
+    candidate_tokens = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.int32)
+    tokens = logits.new_empty(rows, dtype=torch.int64)
+    finite = logits.new_empty(rows, dtype=torch.bool)
+    _choose_kernel[(rows,)](
+        logits,
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.seeds,
+        sampling.positions,
+        scan.best,
+        scan.token,
+        scan.group_best,
+        group_list,
+        candidates,
+        candidate_tokens,
+        tokens,
+        finite,
+        vocab,
+        scan.best.shape[1],
+        num_groups,
+        PARTS_BLOCK=next_power_of_2(-(-vocab // _TILE)),
+        GROUPS_BLOCK=next_power_of_2(num_groups),
+        GROUP=_GROUP,
+        FAST=fast,
+        OVERLAP=overlap,
+        num_warps=_CHOOSE_WARPS,
+        launch_pdl=overlap,
+    )
+    return tokens, finite
+
+
+def best_of_part(
+    logits: torch.Tensor, sampling: DeviceSampling, first_token: int, fast: bool, overlap: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the token that a rank with a part of the vocabulary would draw, without filters.
+
+    Args:
+        logits: [num_sampled, token ids of the part] float32, bfloat16 or float16.
+        first_token: the first of them, a multiple of 4.
+
+    Returns:
+        Each row's best value after noise, [num_sampled] float32, its token id, [num_sampled] int64, and whether all
+        logits of a row are finite, [num_sampled] bool.
+    """
+    scan = _scan(logits, sampling, first_token, fast, overlap)
+    # Parts are in order of token ids, and the first of equals is taken.
+    values, parts = scan.best[:, :, 0].max(dim=1)
+    tokens = scan.token[:, :, 0].gather(1, parts[:, None])[:, 0] + first_token
+    return values, tokens.long(), scan.token[:, :, 1].sum(dim=1) == 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """What _scan_kernel writes."""
+
+    best: torch.Tensor
+    token: torch.Tensor
+    group_best: torch.Tensor
+
+
+def _scan(logits: torch.Tensor, sampling: DeviceSampling, first_token: int, fast: bool, overlap: bool) -> _Scan:
     check_contiguous(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     check_contiguous(sampling.seeds, sampling.positions)
+    assert first_token % 4 == 0
     rows, vocab = logits.shape
     num_tiles, num_groups = -(-vocab // _TILE), -(-vocab // _GROUP)
     tiles_per_part = max(1, min(_MAX_TILES_PER_PART, rows * num_tiles // _MANY_PROGRAMS))
@@ -68,11 +137,6 @@ def sample(
     part_best = logits.new_empty((rows, num_parts, 3), dtype=torch.float32)
     part_token = logits.new_empty((rows, num_parts, 2), dtype=torch.int32)
     group_best = logits.new_empty((rows, num_groups), dtype=torch.float32)
-    group_list = logits.new_empty((rows, num_groups), dtype=torch.int32)
-    candidates = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.float32)
-    candidate_tokens = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.int32)
-    tokens = logits.new_empty(rows, dtype=torch.int64)
-    finite = logits.new_empty(rows, dtype=torch.bool)
     _scan_kernel[(rows, num_parts)](
         logits,
         sampling.temperature,
@@ -89,6 +153,7 @@ def sample(
         num_groups,
         tiles_per_part,
         TILE=_TILE,
+        FIRST_TOKEN=first_token,
         STAGES=_STAGES,
         GROUP=_GROUP,
         FAST=fast,
@@ -96,34 +161,7 @@ def sample(
         num_warps=_SCAN_WARPS,
         launch_pdl=overlap,
     )
-    _choose_kernel[(rows,)](
-        logits,
-        sampling.temperature,
-        sampling.top_k,
-        sampling.top_p,
-        sampling.min_p,
-        sampling.seeds,
-        sampling.positions,
-        part_best,
-        part_token,
-        group_best,
-        group_list,
-        candidates,
-        candidate_tokens,
-        tokens,
-        finite,
-        vocab,
-        num_parts,
-        num_groups,
-        PARTS_BLOCK=next_power_of_2(num_tiles),
-        GROUPS_BLOCK=next_power_of_2(num_groups),
-        GROUP=_GROUP,
-        FAST=fast,
-        OVERLAP=overlap,
-        num_warps=_CHOOSE_WARPS,
-        launch_pdl=overlap,
-    )
-    return tokens, finite
+    return _Scan(part_best, part_token, group_best)
 
 
 @kernel("num_parts", "tiles_per_part")
@@ -143,6 +181,7 @@ def _scan_kernel(
     num_groups: int,
     tiles_per_part: int,
     TILE: tl.constexpr,
+    FIRST_TOKEN: tl.constexpr,
     STAGES: tl.constexpr,
     GROUP: tl.constexpr,
     FAST: tl.constexpr,
@@ -179,7 +218,7 @@ def _scan_kernel(
         noisy = scaled
         if temperature > 0.0:
             scaled = scaled * inverse
-            noisy = scaled + gumbel(seed, position, counters, FAST)
+            noisy = scaled + gumbel(seed, position, counters + FIRST_TOKEN // 4, FAST)
         best_tokens = tl.where(noisy > best, tokens, best_tokens)
         best = tl.maximum(best, noisy)
         if filtered:

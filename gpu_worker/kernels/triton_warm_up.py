@@ -13,12 +13,12 @@ import torch
 
 from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.attention.triton_backend import TritonAttention
-from gpu_worker.kernels.triton_jit import can_overlap
+from gpu_worker.kernels.triton_jit import can_overlap, use_device
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.models.config import ModelConfig
-from gpu_worker.parallel import ParallelGroup, split, split_heads
+from gpu_worker.parallel import ParallelGroup, split, split_heads, split_vocab
 
 _THREADS = 8
 _EPS = 1e-6
@@ -27,7 +27,8 @@ _MAX_FEW_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class KernelShapes:
-    """What compiled kernels depend on: this rank's sizes. `linear` and `head` hold (in_features, out_features)."""
+    """What compiled kernels depend on: this rank's sizes. `linear` and `head` hold (in_features, out_features);
+    `token_ids` is this rank's part of the vocabulary."""
 
     num_heads: int
     num_kv_heads: int
@@ -36,6 +37,7 @@ class KernelShapes:
     hidden: int
     intermediate: int
     vocab: int
+    token_ids: range
     block_size: int
     qk_norm: bool
     has_bias: bool
@@ -53,7 +55,7 @@ class KernelShapes:
         heads = split_heads(config.num_heads, config.num_kv_heads, rank, world_size)
         num_heads, num_kv_heads = len(heads.query), len(heads.kv)
         intermediate = len(split(config.intermediate_size, rank, world_size))
-        vocab = -(-config.vocab_size // world_size)
+        token_ids = split_vocab(config.vocab_size, rank, world_size)
         return cls(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
@@ -62,6 +64,7 @@ class KernelShapes:
             hidden=config.hidden_size,
             intermediate=intermediate,
             vocab=config.vocab_size,
+            token_ids=token_ids,
             block_size=block_size,
             qk_norm=config.qk_norm,
             has_bias=config.qkv_bias or config.o_bias or config.mlp_bias,
@@ -73,7 +76,7 @@ class KernelShapes:
                     (intermediate, config.hidden_size),
                 )
             ),
-            head=(config.hidden_size, vocab),
+            head=(config.hidden_size, len(token_ids)),
             params=frozenset(AttentionParams(size**-0.5, window) for window in config.sliding_window),
             dtype=dtype,
         )
@@ -84,7 +87,7 @@ def compile_kernels(shapes: KernelShapes, device: torch.device) -> None:
     launches = _fused_launches(shapes, device) + _attention_launches(shapes, device)
     if device.type == "cuda":
         launches += _linear_launches(shapes, device)
-    with ThreadPoolExecutor(_THREADS, "compile") as pool:
+    with ThreadPoolExecutor(_THREADS, "compile", initializer=use_device, initargs=(device,)) as pool:
         for launch in [pool.submit(launch) for launch in launches]:
             launch.result()
 
@@ -102,7 +105,10 @@ def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable
     logits = torch.zeros(1, shapes.vocab, device=device)
     number, count = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int32, device=device)
     sampling = DeviceSampling(number, count, number, number, zero, zero)
+    part = logits[:, : len(shapes.token_ids)]
+    parts = [lambda: kernels.best_of_part(part, sampling, shapes.token_ids.start)] if part.shape != logits.shape else []
     return [
+        *parts,
         lambda: kernels.sample(logits, sampling),
         lambda: kernels.rms_norm(x, x[0], _EPS),
         lambda: kernels.add_rms_norm(x, x, x[0], _EPS),

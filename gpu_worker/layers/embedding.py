@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from gpu_worker.layers.context import LayerContext
-from gpu_worker.parallel import ParallelGroup, split_vocab
+from gpu_worker.parallel import split_vocab
 
 
 class VocabParallelEmbedding:
@@ -28,18 +28,15 @@ class VocabParallelEmbedding:
 
 
 class VocabParallelHead:
-    """Each rank computes the logits of its own token ids; every rank gets them all."""
+    """Each rank computes the logits of its own token ids."""
 
-    def __init__(self, context: LayerContext, weight: torch.Tensor, vocab_size: int) -> None:
-        """Take over a weight [ceil(vocab / world size), hidden] of the method's weight_dtype."""
+    def __init__(self, context: LayerContext, weight: torch.Tensor) -> None:
+        """Take over a weight [this rank's token ids, hidden] of the method's weight_dtype."""
         self._multiply = context.method.pack_head(weight)
-        self._parallel: ParallelGroup = context.parallel
-        self._vocab_size = vocab_size
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
-        logits = self._parallel.all_gather(self._multiply(hidden))
-        return logits[:, : self._vocab_size]
+        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] float32."""
+        return self._multiply(hidden)
 
 
 def load_embedding_and_head(
@@ -52,17 +49,14 @@ def load_embedding_and_head(
     """
     parallel, method = context.parallel, context.method
     ids = split_vocab(vocab_size, parallel.rank, parallel.world_size)
-    num_rows = -(-vocab_size // parallel.world_size)
 
     def load(name: str, dtype: torch.dtype) -> torch.Tensor:
-        weight = torch.zeros((num_rows, hidden_size), dtype=dtype, device=context.device)
-        weight[: len(ids)] = context.source.read(f"{name}.weight", (vocab_size, hidden_size), rows=ids)
-        return weight
+        return context.copy(context.source.read(f"{name}.weight", (vocab_size, hidden_size), rows=ids), dtype)
 
     if not tied:
         table = load("model.embed_tokens", method.table_dtype)
-        head = VocabParallelHead(context, load("lm_head", method.weight_dtype), vocab_size)
+        head = VocabParallelHead(context, load("lm_head", method.weight_dtype))
         return VocabParallelEmbedding(context, table, ids.start), head
     weight = load("model.embed_tokens", method.weight_dtype)
-    head = VocabParallelHead(context, weight, vocab_size)
+    head = VocabParallelHead(context, weight)
     return VocabParallelEmbedding(context, weight.to(method.table_dtype), ids.start), head

@@ -17,7 +17,7 @@ from gpu_worker.layers.embedding import load_embedding_and_head
 from gpu_worker.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
 from gpu_worker.layers.rope import cos_sin_table
 from gpu_worker.models.config import ModelConfig
-from gpu_worker.parallel import HeadSplit, split, split_heads
+from gpu_worker.parallel import HeadSplit, VocabPart, check_split, split, split_heads
 
 
 class DecoderModel:
@@ -28,6 +28,7 @@ class DecoderModel:
         num_kv_heads: this rank's.
         dtype: of activations and of what is written to the KV cache.
         attention: the backend of all layers.
+        vocab: which of it is this rank's.
     """
 
     def __init__(self, config: ModelConfig, context: LayerContext) -> None:
@@ -37,12 +38,14 @@ class DecoderModel:
             ModelLoadError: the checkpoint does not fit the configuration.
         """
         parallel = context.parallel
+        check_split(config, parallel.world_size)
         heads = split_heads(config.num_heads, config.num_kv_heads, parallel.rank, parallel.world_size)
         cos_sin = cos_sin_table(config.rope, config.max_model_len, context.device)
         self.config = config
         self.num_kv_heads = len(heads.kv)
         self.dtype = context.method.compute_dtype
         self.attention = context.attention
+        self.vocab = VocabPart(parallel, config.vocab_size)
         self._kernels = context.kernels
         self._embedding, self._head = load_embedding_and_head(
             context, config.vocab_size, config.hidden_size, config.tie_embeddings
@@ -78,7 +81,7 @@ class DecoderModel:
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[num_sampled, hidden] -> [num_sampled, vocab] float32."""
+        """[num_sampled, hidden] -> [num_sampled, this rank's token ids] float32."""
         return self._head(hidden)
 
 

@@ -3,7 +3,12 @@
     hello (all ranks) -> configured -> loaded (all ranks, least num_blocks wins) -> cache allocated -> READY (all ranks)
 
 A rank that greets with a new incarnation was restarted: the whole group starts over, since the ranks' KV caches only
-make sense together.
+make sense together. Several ranks also compute together, in a group that every process joins once. So the group is
+given a name, which all ranks carry:
+
+    all ranks say the same name     they go on together: this scheduler was restarted, or they are to start over
+    all ranks say none              they are new: a new name is drawn, and they meet
+    anything else                   who is in a group has lost a member: it is told of a new one, which makes it exit
 """
 
 import enum
@@ -12,10 +17,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pagewire.ipc.codec import new_incarnation
 from pagewire.ipc.requests import ModelInfo
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
+    JoinGroup,
     StepBatch,
     WorkerFailed,
     WorkerHello,
@@ -33,6 +40,7 @@ logger = logging.getLogger(__name__)
 class Stage(enum.IntEnum):
     """How far a rank is."""
 
+    GREETED = 0
     CONFIGURED = 1
     LOADED = 2
     ALLOCATING = 3
@@ -43,7 +51,8 @@ class Stage(enum.IntEnum):
 class _Rank:
     routing_id: bytes
     incarnation: bytes
-    stage: Stage
+    group: bytes
+    stage: Stage = Stage.GREETED
     progress: WorkerProgress | None = None
     loaded: WorkerLoaded | None = None
 
@@ -80,7 +89,7 @@ class WorkerGroup:
         return rank in self._ranks and self._ranks[rank].incarnation == incarnation
 
     def hello(self, routing_id: bytes, incarnation: bytes, message: WorkerHello) -> None:
-        """A rank greets: configure it if it is new, and start the group over if it was known before."""
+        """A rank greets: if it is new, the group starts, or starts over, once all ranks are there."""
         size = self._config.tensor_parallel_size
         if message.world_size != size or not 0 <= message.rank < size:
             logger.error("worker refused rank=%d of=%d expected=%d", message.rank, message.world_size, size)
@@ -90,11 +99,9 @@ class WorkerGroup:
             known.routing_id = routing_id
             return
         logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
-        if known is not None:
-            self._start_over()
-        self._ranks[message.rank] = _Rank(routing_id, incarnation, Stage.CONFIGURED)
+        self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)
         self.failure = ""
-        self._configure(message.rank)
+        self._start_when_all_greeted()
 
     def report(self, message: WorkerProgress | WorkerLoaded | WorkerReady | WorkerFailed) -> None:
         """A rank says how far it is."""
@@ -102,7 +109,8 @@ class WorkerGroup:
         if isinstance(message, WorkerProgress):
             rank.progress = message
         elif isinstance(message, WorkerFailed):
-            self.failure = f"worker rank {message.rank}: {message.detail}"
+            # The first one is the cause; other ranks fail for want of it.
+            self.failure = self.failure or f"worker rank {message.rank}: {message.detail}"
             logger.error("worker failed rank=%d detail=%s", message.rank, message.detail)
         elif isinstance(message, WorkerLoaded):
             rank.stage, rank.loaded = Stage.LOADED, message
@@ -116,10 +124,32 @@ class WorkerGroup:
         for rank in list(self._ranks):
             self._send(rank, batch)
 
-    def _configure(self, rank: int) -> None:
+    def _start_when_all_greeted(self) -> None:
+        if len(self._ranks) < self._config.tensor_parallel_size:
+            return
+        names = {rank.group for rank in self._ranks.values()}
+        if len(names) > 1:
+            self._dismiss_members()
+            return
+        name = names.pop() or new_incarnation()
+        for number, rank in self._ranks.items():
+            rank.stage = Stage.CONFIGURED
+            self._configure(number, name)
+
+    def _dismiss_members(self) -> None:
+        """Have those exit that are in a group with a process that is gone; their successors will greet."""
+        for number in [number for number, rank in self._ranks.items() if rank.group]:
+            logger.warning("worker dismissed rank=%d reason=another rank was replaced", number)
+            self._send(number, JoinGroup(new_incarnation()))
+            del self._ranks[number]
+
+    def _configure(self, number: int, group: bytes) -> None:
         config = self._config
+        if config.tensor_parallel_size > 1:
+            self._ranks[number].group = group
+            self._send(number, JoinGroup(group))
         self._send(
-            rank,
+            number,
             EngineConfig(
                 config.block_size,
                 config.max_num_seqs,
@@ -138,12 +168,6 @@ class WorkerGroup:
         for number, rank in self._ranks.items():
             rank.stage = Stage.ALLOCATING
             self._send(number, AllocateCache(self.num_blocks))
-
-    def _start_over(self) -> None:
-        """A rank was replaced: the others are configured again, so that all allocate together."""
-        for number, rank in self._ranks.items():
-            rank.stage, rank.loaded, rank.progress = Stage.CONFIGURED, None, None
-            self._configure(number)
 
     def _send(self, rank: int, message: msgspec.Struct) -> None:
         target = self._ranks[rank]

@@ -26,12 +26,14 @@ class ChildSpec:
     Attributes:
         num_announced: listening lines that it prints once it works.
         stops_first: it is ended before the others, whose help it may need to finish what it does.
+        group: processes of one group live and die together; by default it is a group of its own.
     """
 
     name: str
     command: tuple[str, ...]
     num_announced: int = 0
     stops_first: bool = False
+    group: str = ""
 
 
 class Child:
@@ -49,6 +51,7 @@ class Child:
         self._write_line = write_line
         self._process: asyncio.subprocess.Process | None = None
         self._pumps: list[asyncio.Task[None]] = []
+        self._is_killed = False
 
     @property
     def has_announced(self) -> bool:
@@ -68,6 +71,8 @@ class Child:
             start_new_session=True,
         )
         logger.debug("child started name=%s pid=%d", self.spec.name, process.pid)
+        if self._is_killed:
+            self.kill()
         assert process.stdout is not None
         assert process.stderr is not None
         self._pumps = [
@@ -84,7 +89,8 @@ class Child:
             await self._drain()
 
     def kill(self) -> None:
-        """SIGKILL to the process and everything it started."""
+        """SIGKILL to the process and everything it started, also if it is only just being started."""
+        self._is_killed = True
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -36,9 +36,11 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
     scheduler = _python("scheduler_service.core", "--request-address", requests, "--worker-address", workers)
     children = [ChildSpec("scheduler", (*scheduler, *arguments_for(Target.SCHEDULER, config.engine)))]
     worker_flags = config.engine if model.has_weights else {**config.engine, "load_format": "dummy"}
+    meeting = ("--distributed-address", f"file:{run_dir}/ranks") if config.num_ranks > 1 else ()
     for rank in range(config.num_ranks):
         worker = _python("gpu_worker", "--model", str(model.path), "--scheduler-address", workers, "--rank", str(rank))
-        children.append(ChildSpec(f"worker-{rank}", (*worker, *arguments_for(Target.WORKER, worker_flags))))
+        command = (*worker, *meeting, *arguments_for(Target.WORKER, worker_flags))
+        children.append(ChildSpec(f"worker-{rank}", command, group="workers"))
     for index in range(config.num_gateways):
         gateway = _python(
             "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,

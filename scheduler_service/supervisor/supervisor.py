@@ -19,6 +19,10 @@ _STARTING_POLL_S = 0.1
 _READY_POLL_S = 1.0
 
 
+Group = tuple[ChildSpec, ...]
+"""Processes that live and die together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """How patient the supervisor is."""
@@ -62,12 +66,12 @@ class Supervisor:
         """
         self._output.progress("starting processes", 0, 0)
         watchers = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch_engine())]
-        keepers = {spec.name: asyncio.create_task(self._keep_running(spec)) for spec in self._specs}
+        keepers = {group: asyncio.create_task(self._keep_running(group)) for group in _groups(self._specs)}
         try:
             done, _ = await asyncio.wait([*watchers, *keepers.values()], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._output.end_progress(is_done=False)
-            await _cancel([*watchers, *(keepers[spec.name] for spec in self._specs if spec.stops_first)])
+            await _cancel([*watchers, *(keeper for group, keeper in keepers.items() if group[0].stops_first)])
             await _cancel(keepers.values())
         for task in done:
             task.result()
@@ -77,25 +81,42 @@ class Supervisor:
         for child in self._children.values():
             child.kill()
 
-    async def _keep_running(self, spec: ChildSpec) -> None:
+    async def _keep_running(self, group: Group) -> None:
         counter = RestartCounter(self._timing.restart)
         is_first = True
         while True:
-            child = self._children[spec.name] = Child(spec, self._output.line)
-            status = await child.run(self._timing.grace_s)
-            how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+            child, status = await self._run_group(group)
+            name, how = child.spec.name, f"exit status {status}" if status >= 0 else f"signal {-status}"
             if is_first and status > 0 and not self._was_ready:
-                raise ServiceError(f"{spec.name} cannot start: {child.last_line or how}")
+                raise ServiceError(f"{name} cannot start: {child.last_line or how}")
             delay_s = counter.next_delay_s(child in self._working)
             self._working.discard(child)
             if delay_s is None:
                 raise ServiceError(
-                    f"{spec.name} failed {counter.num_failures} times in a row, the last time with {how}: "
+                    f"{name} failed {counter.num_failures} times in a row, the last time with {how}: "
                     f"{child.last_line or 'it said nothing'}"
                 )
-            logger.warning("child died name=%s how=%r restart_in_s=%.1f", spec.name, how, delay_s)
+            logger.warning("child died name=%s how=%r restart_in_s=%.1f", name, how, delay_s)
             is_first = False
             await asyncio.sleep(delay_s)
+
+    async def _run_group(self, group: Group) -> tuple[Child, int]:
+        """Run processes until one ends, and end the others at once: who ended first, and its exit status."""
+        runs: dict[asyncio.Task[int], Child] = {}
+        for spec in group:
+            child = self._children[spec.name] = Child(spec, self._output.line)
+            runs[asyncio.create_task(child.run(self._timing.grace_s))] = child
+        try:
+            done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancel(runs)
+            raise
+        for run in others:
+            runs[run].kill()
+        await asyncio.gather(*others)
+        self._working.difference_update(runs[run] for run in others)
+        first = next(run for run in runs if run in done)
+        return runs[first], first.result()
 
     async def _watch_engine(self) -> None:
         was_ready = False
@@ -134,6 +155,15 @@ class Supervisor:
     def _addresses(self) -> list[str]:
         """Public addresses, or the private sockets, which gateways announce first, of a service that has none."""
         return [address for child in self._children.values() for address in child.addresses[1:] or child.addresses]
+
+
+def _groups(specs: Sequence[ChildSpec]) -> list[Group]:
+    """The processes by group, in order."""
+    groups: dict[str, Group] = {}
+    for spec in specs:
+        key = spec.group or spec.name
+        groups[key] = (*groups.get(key, ()), spec)
+    return list(groups.values())
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

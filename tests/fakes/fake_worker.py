@@ -9,6 +9,7 @@ from pagewire.ipc.requests import ModelInfo
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
+    JoinGroup,
     SchedulerStepMessage,
     StepBatch,
     WorkerHello,
@@ -23,12 +24,16 @@ MODEL = ModelInfo(architecture="fake", vocab_size=VOCAB, max_model_len=200, eos_
 class FakeWorker:
     """Runs in a thread from construction until `stop`; `stop(silently=True)` is how a killed process looks."""
 
-    def __init__(self, address: str, num_blocks: int = 64, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, address: str, num_blocks: int = 64, rank: int = 0, world_size: int = 1, group: bytes = b""
+    ) -> None:
         self.incarnation = new_incarnation()
         self.num_steps = 0
+        self.groups: list[bytes] = []
         self.hold = threading.Event()
         self.hold.set()
-        self._num_blocks, self._rank, self._world_size = num_blocks, rank, world_size
+        self._num_blocks = num_blocks
+        self._rank, self._world_size, self._group = rank, world_size, group
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -50,13 +55,15 @@ class FakeWorker:
 
     def _run(self) -> None:
         executor = None
-        self._send(WorkerHello(self._rank, self._world_size, 0), ANY)
+        self._send(WorkerHello(self._rank, self._world_size, 0, self._group), ANY)
         while not self._stopping:
             if not self._socket.poll(20):
                 continue
             envelope = self._codec.decode(self._socket.recv())
             message = envelope.message
-            if isinstance(message, EngineConfig):
+            if isinstance(message, JoinGroup):
+                self.groups.append(message.name)
+            elif isinstance(message, EngineConfig):
                 block_size = message.block_size
                 self._send(WorkerLoaded(self._rank, message.num_blocks or self._num_blocks, MODEL), envelope.sender)
             elif isinstance(message, AllocateCache):

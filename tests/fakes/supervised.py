@@ -1,5 +1,7 @@
 """The real supervisor over fake processes: a fake gateway, and fake children given as a JSON list of argument lists.
 
+A list that begins with "group NAME" makes the child a member of that group.
+
 python -m tests.fakes.supervised '[["--pids", "/tmp/a"], ...]' --model FILE --listen ADDRESS ...
 """
 
@@ -18,7 +20,11 @@ def make_children(config, model, run_dir):
     gateway = (sys.executable, "-m", "tests.fakes.fake_gateway", "--num-starting-answers", "2", *flags)
     children = [ChildSpec("gateway-0", gateway, num_announced=len(listen), stops_first=True)]
     for index, arguments in enumerate(json.loads(sys.argv[1])):
-        children.append(ChildSpec(f"child-{index}", (sys.executable, "-m", "tests.fakes.fake_child", *arguments)))
+        group = ""
+        if arguments[0].startswith("group "):
+            group, arguments = arguments[0], arguments[1:]
+        command = (sys.executable, "-m", "tests.fakes.fake_child", *arguments)
+        children.append(ChildSpec(f"child-{index}", command, group=group))
     return children
 
 

@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
 from pagewire.ipc.codec import ANY, new_incarnation
-from pagewire.ipc.requests import Abort, RejectReason
+from pagewire.ipc.requests import Abort, EngineState, RejectReason
 from tests.fakes.bare_gateway import BareGateway, make_submit
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.step_executor import complete
@@ -37,9 +39,13 @@ class Service:
         self.gateways.append(BareGateway(self.request_address))
         return self.gateways[-1]
 
-    def worker(self, **options: int) -> FakeWorker:
+    def worker(self, **options: Any) -> FakeWorker:
         self.workers.append(FakeWorker(self.worker_address, **options))
         return self.workers[-1]
+
+    def stop(self, worker: FakeWorker) -> None:
+        self.workers.remove(worker)
+        worker.stop()
 
     def close(self) -> None:
         for worker in self.workers:
@@ -48,6 +54,13 @@ class Service:
             gateway.close()
         self.process.kill()
         self.process.communicate()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -180,29 +193,60 @@ def test_worker_that_is_replaced_continues_every_stream(service: Service) -> Non
         gateway.send(make_submit(stream, [stream, 3], max_tokens=150))
     gateway.wait(lambda: all(len(gateway.tokens[stream]) > 5 for stream in range(6)))
     first.hold.clear()
-    service.workers.remove(first)
-    first.stop()
+    service.stop(first)
     service.worker()
     gateway.wait(lambda: len(gateway.ended) == 6)
     for stream in range(6):
         assert gateway.tokens[stream] == complete([stream, 3], 150)
 
 
-def test_two_ranks_share_the_smaller_cache(tmp_path: Path) -> None:
-    service = Service(tmp_path, "--tensor-parallel-size", "2")
-    try:
-        service.worker(num_blocks=40, rank=0, world_size=2)
-        service.worker(num_blocks=30, rank=1, world_size=2)
-        gateway = service.gateway()
-        gateway.wait_ready()
-        assert gateway.status is not None
-        assert gateway.status.limits is not None
-        assert gateway.status.limits.num_blocks == 30
-        gateway.send(make_submit(1, [1, 2, 3], max_tokens=10))
-        gateway.wait(lambda: 1 in gateway.ended)
-        assert gateway.tokens[1] == complete([1, 2, 3], 10)
-    finally:
-        service.close()
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Service]:
+    """A scheduler of two ranks."""
+    running = Service(tmp_path, "--tensor-parallel-size", "2")
+    yield running
+    running.close()
+
+
+def test_two_ranks_share_the_smaller_cache(pair: Service) -> None:
+    workers = pair.worker(num_blocks=40, rank=0, world_size=2), pair.worker(num_blocks=30, rank=1, world_size=2)
+    gateway = pair.gateway()
+    gateway.wait_ready()
+    assert gateway.status is not None
+    assert gateway.status.limits is not None
+    assert gateway.status.limits.num_blocks == 30
+    gateway.send(make_submit(1, [1, 2, 3], max_tokens=10))
+    gateway.wait(lambda: 1 in gateway.ended)
+    assert gateway.tokens[1] == complete([1, 2, 3], 10)
+    assert workers[0].groups == workers[1].groups
+    assert len(workers[0].groups) == 1
+
+
+def test_a_rank_never_computes_with_the_successor_of_another(pair: Service) -> None:
+    old, lost = pair.worker(rank=0, world_size=2), pair.worker(rank=1, world_size=2)
+    gateway = pair.gateway()
+    gateway.wait_ready()
+    old.hold.clear()
+    gateway.send(make_submit(1, [1, 2, 3], max_tokens=60))
+    pair.stop(lost)
+    replacing = pair.worker(rank=1, world_size=2)
+    gateway.wait(lambda: gateway.status is not None and gateway.status.state is not EngineState.READY)
+    old.hold.set()
+    # The one that is left is told of a group that it cannot join, and takes part in nothing any more.
+    wait_for(lambda: len(old.groups) == 2)
+    assert replacing.groups == []
+    pair.stop(old)
+    fresh = pair.worker(rank=0, world_size=2)
+    gateway.wait(lambda: 1 in gateway.ended)
+    assert gateway.tokens[1] == complete([1, 2, 3], 60)
+    assert len({*old.groups, *fresh.groups, *replacing.groups}) == 3
+    assert fresh.groups == replacing.groups
+
+
+def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: Service) -> None:
+    workers = [pair.worker(rank=rank, world_size=2, group=b"together") for rank in range(2)]
+    pair.gateway().wait_ready()
+    assert [worker.groups for worker in workers] == [[b"together"], [b"together"]]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -1,5 +1,6 @@
 """Does the whole stack work as one: real gateway, scheduler and worker under the supervisor, on the demo model?"""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -34,11 +35,9 @@ def client(service):
 
 
 def child(service: LocalService, name: str) -> psutil.Process:
-    """A running process of the service, by a word of its command line."""
+    """A running process of the service, by a part of its command line."""
     (found,) = [
-        process
-        for process in psutil.Process(service._process.pid).children()
-        if any(name in word for word in process.cmdline())
+        process for process in psutil.Process(service._process.pid).children() if name in " ".join(process.cmdline())
     ]
     return found
 
@@ -82,6 +81,27 @@ def test_a_stream_outlives_its_worker(service, client):
         child(service, "gpu_worker").kill()
         completion = stream.collect()
     assert list(completion.token_ids) == case["output_ids"]
+
+
+def test_a_stream_outlives_one_of_several_ranks_and_they_outlive_a_scheduler(demo_model):
+    """The other rank dies too, and both start again. A new scheduler takes them as they are."""
+    case = GOLDEN[0]
+    with LocalService(str(demo_model), flags=["--tensor-parallel-size", "2", *SMALL]) as service:
+        service.wait_until_ready(120)
+        with Client(service.addresses[0]) as client:
+            old = [child(service, f"--rank {rank}") for rank in (0, 1)]
+            with client.stream(case["prompt_ids"], GREEDY) as stream:
+                next(stream)
+                old[1].kill()
+                completion = stream.collect()
+            assert list(completion.token_ids) == case["output_ids"]
+            assert psutil.wait_procs(old, timeout=5)[1] == []
+            ranks = [child(service, f"--rank {rank}") for rank in (0, 1)]
+            child(service, "scheduler_service.core").kill()
+            client.wait_until_ready(60)
+            again = client.generate(case["prompt_ids"], dataclasses.replace(GREEDY, max_tokens=8))
+            assert list(again.token_ids) == case["output_ids"][:8]
+            assert all(rank.is_running() for rank in ranks)
 
 
 @pytest.mark.parametrize("name", ["scheduler_service.core", "scheduler_service.gateway"])

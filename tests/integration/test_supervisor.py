@@ -202,6 +202,28 @@ def test_a_killed_child_is_started_again(start, tmp_path):
     assert "child died name=child-0" in service.stderr
 
 
+def test_processes_of_a_group_die_and_start_again_together(start, tmp_path):
+    members = [["group a", "--pids", str(tmp_path / name), "--ignore-sigterm"] for name in "abc"]
+    service = start([*members, ["--pids", str(tmp_path / "other")]])
+    service.next_event()
+    first = [psutil.Process(pids(tmp_path / name)[0]) for name in "abc"]
+    first[1].kill()
+    assert_gone(first)
+    for name in "abc":
+        assert psutil.pid_exists(pids(tmp_path / name, count=2)[1])
+    assert len(pids(tmp_path / "other")) == 1
+    assert service.process.poll() is None
+    assert "child died name=child-1 how='signal 9'" in service.stderr
+
+
+def test_a_group_whose_member_cannot_start_ends_the_service_with_that_members_line(start, tmp_path):
+    group = [["group a", "--pids", str(tmp_path / "a")], ["group a", "--pids", str(tmp_path / "b"), "--fail", "no GPU"]]
+    service = start(group)
+    assert service.next_event() == {"event": "failed", "detail": "child-1 cannot start: no GPU"}
+    assert service.process.wait(timeout=10) == 1
+    assert list(service.run_dir.iterdir()) == []
+
+
 def test_a_killed_gateway_is_started_again(start):
     service = start([], "--listen", "127.0.0.1:0")
     service.next_event()

@@ -1,7 +1,8 @@
 """Messages between the scheduler and its workers (one per tensor-parallel rank).
 
 Start:  worker `WorkerHello` -> scheduler `EngineConfig` -> worker loads (`WorkerProgress` ...), measures its memory,
-        `WorkerLoaded` -> scheduler `AllocateCache` -> worker `WorkerReady`.
+        `WorkerLoaded` -> scheduler `AllocateCache` -> worker `WorkerReady`. Several ranks get `JoinGroup` before
+        `EngineConfig`, once all of them have greeted.
 Run:    scheduler `StepBatch` to every rank; rank 0 answers each with one `StepOutput`, in order.
 
 The worker mirrors the scheduler's sequences by slot and a `StepBatch` is a diff against that mirror. The worker counts
@@ -17,11 +18,12 @@ from pagewire.ipc.requests import ModelInfo, Sampling
 
 
 class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A worker's greeting, sent until the scheduler answers."""
+    """A worker's greeting, sent until the scheduler answers. `group`: the one it has joined, empty before."""
 
     rank: int
     world_size: int
     pid: int
+    group: bytes = b""
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
@@ -84,6 +86,12 @@ class AllocateCache(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=
     num_blocks: int
 
 
+class JoinGroup(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
+    """Meet the other ranks that are told the same name. A process joins one group; told of another, it exits."""
+
+    name: bytes
+
+
 class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A sequence that takes a slot.
 
@@ -118,4 +126,4 @@ class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
     sampled: bytes
 
 
-SchedulerStepMessage = EngineConfig | AllocateCache | StepBatch
+SchedulerStepMessage = JoinGroup | EngineConfig | AllocateCache | StepBatch

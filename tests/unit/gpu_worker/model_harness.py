@@ -105,7 +105,7 @@ class PagedRun:
         positions = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
         with torch.inference_mode():
             hidden = self._model.forward(torch.tensor(ids), positions, self._caches, self._metadata(spans))
-            logits = self._model.compute_logits(hidden)
+            logits = self._model.vocab.gather(self._model.compute_logits(hidden))
         row = 0
         for index, start, stop in spans:
             self.logits[index] = torch.cat((self.logits[index], logits[row : row + stop - start]))

@@ -170,6 +170,28 @@ def test_gguf_parts_are_cut_from_the_whole(tmp_path: Path) -> None:
         assert source.read(name, (96, 96), rows=range(0)).shape == (0, 96)
 
 
+@pytest.mark.parametrize("quantization", [Quantization.F32, Quantization.F16, Quantization.Q4_1])
+def test_gguf_columns_are_read_in_whole_blocks_and_no_more(
+    quantization: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = random_model(LlamaConfig(**GGUF_SIZES))
+    path = tmp_path / "model.gguf"
+    write_gguf(path, reference, "llama", quantization)
+    source, name = GgufSource(path, None), "model.layers.2.mlp.down_proj.weight"
+    sizes: list[int] = []
+
+    def counting(raw: np.ndarray, kind: Quantization) -> np.ndarray:
+        sizes.append(raw.nbytes)
+        return gguf.dequantize(raw, kind)
+
+    monkeypatch.setattr("gpu_worker.formats.gguf.dequantize", counting)
+    found = source.read(name, (96, 128), rows=range(1, 91), columns=range(40, 70))
+    assert torch.equal(found, reference.get_parameter(name)[1:91, 40:70])
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
+    num_blocks = 2 if block_size == 32 else 30
+    assert sizes == [90 * num_blocks * block_bytes]
+
+
 def test_hf_name_keeps_what_it_does_not_know() -> None:
     assert hf_name("blk.12.ffn_down.weight") == "model.layers.12.mlp.down_proj.weight"
     assert hf_name("blk.12.ffn_gate_exps.weight") == "blk.12.ffn_gate_exps.weight"

@@ -36,6 +36,7 @@ def test_parts_are_cut_from_the_whole(model: PreTrainedModel, tmp_path: Path) ->
     assert torch.equal(source.read(NAME, SHAPE), whole)
     assert torch.equal(source.read(NAME, SHAPE, rows=range(3, 50)), whole[3:50])
     assert torch.equal(source.read(NAME, SHAPE, columns=range(5, 48)), whole[:, 5:48])
+    assert torch.equal(source.read(NAME, SHAPE, rows=range(9, 11), columns=range(5, 17)), whole[9:11, 5:17])
     assert source.read(NAME, SHAPE, rows=range(0)).shape == (0, SHAPE[1])
 
 

@@ -43,6 +43,8 @@ def test_count_blocks_says_what_does_not_fit(budget: int, wanted: int | None, sa
         count_blocks(SHAPE, budget, max_model_len=100, max_num_seqs=50, wanted=wanted)
 
 
-def test_cpu_budget_is_what_was_asked_for_or_within_the_machine() -> None:
-    assert cpu_budget_bytes(0.5) == 2**29
-    assert 0 < cpu_budget_bytes(None) < 2**50
+def test_cpu_budget_is_what_was_asked_for_or_within_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu_budget_bytes(0.5, 3) == 2**29
+    assert 0 < cpu_budget_bytes(None, 1) < 2**50
+    monkeypatch.setattr("gpu_worker.kv_cache.available_memory_bytes", lambda: 600)
+    assert [cpu_budget_bytes(None, num_ranks) for num_ranks in (1, 2, 3)] == [300, 150, 100]

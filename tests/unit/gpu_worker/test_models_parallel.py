@@ -1,10 +1,7 @@
 """Ranks that hold parts of a model give what one rank with all of it gives."""
 
 import multiprocessing
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,8 @@ import torch
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from gpu_worker.formats.errors import ModelLoadError
-from gpu_worker.parallel import ParallelGroup, split, split_heads, split_vocab
+from gpu_worker.parallel import ParallelGroup, check_split, even_sizes, split, split_heads, split_vocab
+from gpu_worker.weights import read_config
 from tests.unit.gpu_worker.gloo_rank import run_gloo_rank
 from tests.unit.gpu_worker.model_harness import (
     SIZES,
@@ -24,49 +22,15 @@ from tests.unit.gpu_worker.model_harness import (
     reference_logits,
     relative_error,
 )
+from tests.unit.gpu_worker.thread_ranks import run_ranks
 
 
-class Exchange:
-    """Where ranks that are threads of one process meet."""
-
-    def __init__(self, world_size: int) -> None:
-        self._parts: list[torch.Tensor | None] = [None] * world_size
-        self._barrier = threading.Barrier(world_size, timeout=60)
-
-    def collect(self, rank: int, part: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's part."""
-        self._parts[rank] = part.clone()
-        self._barrier.wait()
-        parts = [part for part in self._parts if part is not None]
-        self._barrier.wait()
-        return parts
-
-
-@dataclass(frozen=True)
-class ThreadGroup(ParallelGroup):
-    """A rank that is a thread."""
-
-    exchange: Exchange = field(default_factory=lambda: Exchange(1))
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x.copy_(torch.stack(self.exchange.collect(self.rank, x)).sum(0))
-
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self.exchange.collect(self.rank, x), dim=-1)
-
-
-def run_ranks(path: Path, world_size: int, sequences: Sequence[Sequence[int]]) -> list[list[torch.Tensor]]:
-    """Every rank's logits of every sequence."""
-    exchange = Exchange(world_size)
-
-    def run_rank(rank: int) -> list[torch.Tensor]:
-        run = PagedRun(load(path, ThreadGroup(rank, world_size, exchange)), sequences)
-        run.finish(9)
-        run.finish(1)
-        return run.logits
-
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(run_rank, range(world_size)))
+def run_model(group: ParallelGroup, path: Path, sequences: Sequence[Sequence[int]], chunk: int) -> list[torch.Tensor]:
+    """One rank's logits of every sequence."""
+    run = PagedRun(load(path, group), sequences)
+    run.finish(chunk)
+    run.finish(1)
+    return run.logits
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
@@ -82,7 +46,7 @@ SPLITS: dict[str, tuple[PreTrainedConfig, int]] = {
     "partly-replicated": (LlamaConfig(**sizes(num_key_value_heads=2)), 3),
     "all-biases": (LlamaConfig(**sizes(attention_bias=True, mlp_bias=True)), 2),
     "tied": (LlamaConfig(**sizes(tie_word_embeddings=True)), 3),
-    "more-ranks-than-rows-fill": (LlamaConfig(**sizes(vocab_size=4, eos_token_id=1)), 3),
+    "tiny-last-part": (LlamaConfig(**sizes(vocab_size=33)), 3),
     "qwen2": (Qwen2Config(**sizes()), 2),
     "qwen3": (Qwen3Config(**sizes(num_key_value_heads=1), head_dim=20, tie_word_embeddings=True), 2),
 }
@@ -95,7 +59,7 @@ def test_ranks_together_match_transformers(name: str, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     sequences = random_sequences((30, 11), config.vocab_size)
     expected = reference_logits(reference, sequences)
-    for logits in run_ranks(tmp_path, world_size, sequences):
+    for logits in run_ranks(world_size, lambda group: run_model(group, tmp_path, sequences, 9)):
         for found, wanted in zip(logits, expected, strict=True):
             assert relative_error(found, wanted) < 2e-4
 
@@ -106,16 +70,14 @@ def test_dummy_ranks_cut_the_same_weights(tmp_path: Path) -> None:
     (ids,) = random_sequences((12,), SIZES["vocab_size"])
     alone = PagedRun(load(tmp_path, load_format="dummy"), [ids])
     alone.finish(12)
-    exchange = Exchange(2)
 
-    def run_rank(rank: int) -> torch.Tensor:
-        run = PagedRun(load(tmp_path, ThreadGroup(rank, 2, exchange), load_format="dummy"), [ids])
+    def run_rank(group: ParallelGroup) -> torch.Tensor:
+        run = PagedRun(load(tmp_path, group, load_format="dummy"), [ids])
         run.finish(12)
         return run.logits[0]
 
-    with ThreadPoolExecutor(2) as pool:
-        for logits in pool.map(run_rank, range(2)):
-            assert relative_error(logits, alone.logits[0]) < 1e-5
+    for logits in run_ranks(2, run_rank):
+        assert relative_error(logits, alone.logits[0]) < 1e-5
 
 
 @pytest.mark.parametrize("divide", [split, split_vocab])
@@ -141,9 +103,28 @@ def test_heads_stay_with_the_kv_head_they_read() -> None:
                         assert query // group == rank.kv[index // share]
 
 
-def test_more_ranks_than_heads_are_refused() -> None:
-    with pytest.raises(ModelLoadError, match=r"4 query heads \(2 KV heads\) cannot be split over 5 ranks"):
-        split_heads(4, 2, 0, 5)
+@pytest.mark.parametrize(
+    ("changes", "world_size", "said"),
+    [
+        ({}, 7, r"6 query heads \(2 KV heads\) cannot be split over 7 ranks: .* 1 to 6, and 1, 2, 6 keep"),
+        ({"num_key_value_heads": 3}, 8, r"can be 1 to 6, and 1, 3, 6 keep all ranks equally busy"),
+        ({"vocab_size": 30}, 3, r"a vocabulary of 30 are too small for 3 ranks"),
+        ({"intermediate_size": 4}, 5, r"an intermediate size of 4 .* too small for 5 ranks"),
+    ],
+)
+def test_too_many_ranks_are_refused(changes: dict[str, int], world_size: int, said: str, tmp_path: Path) -> None:
+    LlamaConfig(**sizes(**changes), architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    with pytest.raises(ModelLoadError, match=said):
+        check_split(config, world_size)
+
+
+def test_every_size_that_is_called_even_is_even(tmp_path: Path) -> None:
+    LlamaConfig(**sizes(num_key_value_heads=3), architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    for world_size in even_sizes(config):
+        heads = [split_heads(config.num_heads, config.num_kv_heads, rank, world_size) for rank in range(world_size)]
+        assert len({(len(rank.query), len(rank.kv)) for rank in heads}) == 1
 
 
 def test_processes_sum_and_gather(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import torch
 
 import tests.unit.gpu_worker.triton_cases as cases
 from gpu_worker.kernels.reference import ReferenceKernels
-from gpu_worker.kernels.triton_sampling import DeviceSampling, sample
+from gpu_worker.kernels.triton_sampling import DeviceSampling, best_of_part, sample
+from gpu_worker.parallel import split_vocab
+from gpu_worker.parallel_sampler import pack_draws, unpack_draws
 from gpu_worker.sampler import Sampler, SamplingBatch
 
 # (temperature, top_k, top_p, min_p). The last ones keep more tokens than are gathered at once.
@@ -121,3 +123,22 @@ def test_sample_with_a_tiny_temperature_is_greedy() -> None:
     batch = batch_of([(1e-30, 0, 0.9, 0.0), (1e-30, 5, 0.9, 0.0), (1e-30, 0, 1.0, 0.1), (1e-30, 0, 1.0, 0.0)])
     logits = -torch.rand(4, 700)
     assert draw(logits, batch)[0].tolist() == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize(("vocab", "world_size"), [(49, 2), (5003, 3)])
+def test_the_best_of_all_parts_is_the_draw_from_the_whole(vocab: int, world_size: int) -> None:
+    rows = [row for row in ROWS if row[1:] == (0, 1.0, 0.0)] * 3
+    batch = batch_of(rows)
+    logits = torch.randn(len(rows), vocab) * 3
+    logits[0] = logits[0].round()
+    logits[1, vocab - 1] = float("nan")
+    expected, expected_finite = draw(logits, batch)
+    draws = []
+    for rank in range(world_size):
+        ids = split_vocab(vocab, rank, world_size)
+        part = logits[:, ids.start : ids.stop].contiguous().to(cases.DEVICE)
+        found = best_of_part(part, on_device(batch), ids.start, fast=cases.HAS_GPU, overlap=False)
+        draws.append(pack_draws(*found))
+    tokens, finite = unpack_draws(torch.stack(draws).amax(dim=0).cpu())
+    assert finite.tolist() == expected_finite.tolist()
+    assert tokens[finite].tolist() == expected[expected_finite].tolist()

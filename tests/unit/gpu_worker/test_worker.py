@@ -28,6 +28,7 @@ from tests.unit.gpu_worker.tiny_checkpoint import MAX_MODEL_LEN, complete_greedi
 ENGINE = EngineConfig(4, 4, 64, None, 64)
 PROMPT = [5, 9, 30, 2, 77]
 STOP_S = 5.0
+MANY = ["--tensor-parallel-size", "2"]
 
 
 @dataclass
@@ -186,7 +187,9 @@ def test_missing_model_fails_with_one_line(tmp_path: Path) -> None:
         (["--scheduler-address", "nonsense"], "cannot connect to scheduler address 'nonsense'"),
         (["--scheduler-address", "ipc:///x", "--threads", "0"], "threads is 0"),
         (["--scheduler-address", "ipc:///x", "--cpu-memory-gib", "nan"], "cpu memory is nan GiB"),
-        (["--scheduler-address", "ipc:///x", "--rank", "1", "--tensor-parallel-size", "2"], "rank 1 of 2"),
+        (["--scheduler-address", "ipc:///x", "--rank", "2", "--tensor-parallel-size", "2"], "rank 2 of 2: ranks count"),
+        (["--scheduler-address", "ipc:///x", "--tensor-parallel-size", "2"], "the same --distributed-address"),
+        (["--scheduler-address", "ipc:///x", *MANY, "--distributed-address", "x"], "'x' is neither HOST:PORT nor"),
     ],
 )
 def test_bad_settings_fail_with_one_line(flags: list[str], said: str) -> None:

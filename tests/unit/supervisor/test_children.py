@@ -63,7 +63,10 @@ def test_one_process_each_by_default():
 
 def test_one_worker_per_rank():
     made = children("--tensor-parallel-size", "2")
-    assert "--rank 1 --tensor-parallel-size 2" in flags_of(made["worker-1"])
+    assert flags_of(made["worker-1"]).endswith(
+        "--rank 1 --distributed-address file:/run/x/ranks --tensor-parallel-size 2"
+    )
+    assert made["worker-0"].group == made["worker-1"].group != ""
     assert "--tensor-parallel-size 2" in flags_of(made["scheduler"])
 
 

@@ -1,11 +1,17 @@
 """Fixtures that every kind of test shares."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from scheduler_service.supervisor.demo_model import fetch_demo
+
+
+# Read when triton is first imported, by whichever test: without a GPU its kernels are interpreted.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

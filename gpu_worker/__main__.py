@@ -18,9 +18,12 @@ _OPENMP_SPINS = "4000"
 
 
 def main() -> int:
-    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure.
+
+    While it starts, a stop signal ends it at once, by that signal.
+    """
+    # Python's own handler would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = _parse()
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
@@ -30,9 +33,12 @@ def main() -> int:
     except ValueError as error:
         return _fail(str(error))
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)
-    # Importing torch takes seconds: wrong settings are refused before, and signals are obeyed meanwhile.
+    # Importing torch takes seconds: wrong settings are refused before. Signals keep their default action meanwhile,
+    # because C code that imports modules swallows whatever a handler raises.
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     failure = run_worker(config)
     return 0 if failure is None else _fail(failure)
 

@@ -46,9 +46,20 @@ class Service:
         assert tokens == complete_greedily(self.model, PROMPT, 4)
 
 
-def start_worker(*flags: str) -> subprocess.Popen[str]:
+SWALLOWING_TORCH = """
+import os, sys, time
+try:
+    os.kill(os.getpid(), int(os.environ["SIGNAL_OF_TEST"]))
+    time.sleep(1)
+except BaseException:
+    pass
+print("gpu_worker: the stop was swallowed", file=sys.stderr)
+"""
+
+
+def start_worker(*flags: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gpu_worker", "--device", "cpu", "--threads", "1", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
@@ -206,6 +217,17 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process.send_signal(signum)
     assert finish(process) == (0, [])
     assert time.monotonic() - started < STOP_S
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_worker_told_to_stop_during_its_imports_ends_at_once(tmp_path: Path, signum: signal.Signals) -> None:
+    (tmp_path / "torch.py").write_text(SWALLOWING_TORCH)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = start_worker(
+        "--model", "m.gguf", "--scheduler-address", "ipc:///x", PYTHONPATH=path, SIGNAL_OF_TEST=str(int(signum))
+    )
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (-signum, "")
 
 
 def test_worker_takes_a_message_to_anybody(service: Service, scheduler: BareScheduler) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 
@@ -16,13 +17,18 @@ from scheduler_service.supervisor.events import EventPipe
 from scheduler_service.supervisor.output import Output, OutputHandler
 from scheduler_service.supervisor.restart_policy import RestartPolicy
 from scheduler_service.supervisor.service import MakeChildren, Surroundings, serve
+from scheduler_service.supervisor.stderr_writer import guarded_stderr
 from scheduler_service.supervisor.supervisor import Timing
 
 
 def main(arguments: list[str] | None = None, make_children: MakeChildren = service_children) -> int:
     """Run the service; gives the exit status."""
     options = _parse(arguments)
-    console = Console(stderr=True)
+    with guarded_stderr() as stderr:
+        return _run(options, make_children, Console(file=cast(IO[str], stderr)))
+
+
+def _run(options: argparse.Namespace, make_children: MakeChildren, console: Console) -> int:
     output = Output(console, show_progress=options.progress)
     logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
     events = EventPipe(options.event_fd) if options.event_fd is not None else None

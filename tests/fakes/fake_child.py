@@ -15,10 +15,13 @@ def main() -> None:
     parser.add_argument("--fail-after", type=int, default=0, help="starts that do not fail")
     parser.add_argument("--status", type=int, default=3)
     parser.add_argument("--ignore-sigterm", action="store_true")
+    parser.add_argument("--num-lines", type=int, default=0, help="lines to say first")
     options = parser.parse_args()
     stop = threading.Event()
     handler = signal.SIG_IGN if options.ignore_sigterm else lambda *_: stop.set()
     signal.signal(signal.SIGTERM, handler)
+    for number in range(options.num_lines):
+        print(f"line {number} {'x' * 100}", file=sys.stderr)
     with options.pids.open("a") as file:
         file.write(f"{threading.get_native_id()}\n")
     starts = len(options.pids.read_text().split())

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 class Service:
     """A supervisor process over fake children, or as a person starts it if `children` is None."""
 
-    def __init__(self, folder: Path, children: list[list[str]] | None, *flags: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, children: list[list[str]] | None, *flags: str, stderr: int | None = None, **environment: str
+    ) -> None:
         self.folder = folder
         self.run_dir = folder / "run"
         self._read_fd, event_fd = os.pipe()
@@ -32,7 +34,7 @@ class Service:
             command,
             cwd=ROOT,
             pass_fds=[event_fd],
-            stderr=(folder / "stderr").open("w"),
+            stderr=(folder / "stderr").open("w") if stderr is None else stderr,
             env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), **environment},
         )
         os.close(event_fd)
@@ -59,6 +61,8 @@ class Service:
         self.process.wait()
         if not self._events.closed:
             self._events.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 @pytest.fixture
@@ -68,8 +72,8 @@ def start(tmp_path):
     model.write_bytes(b"GGUF")
     services = []
 
-    def start_service(children, *flags, **environment):
-        services.append(Service(tmp_path, children, "--model", str(model), *flags, **environment))
+    def start_service(children, *flags, **options):
+        services.append(Service(tmp_path, children, "--model", str(model), *flags, **options))
         return services[-1]
 
     yield start_service
@@ -230,6 +234,25 @@ def test_lines_of_children_carry_their_name(start, tmp_path):
     service = start([["--pids", str(tmp_path / "a")]])
     service.next_event()
     assert "child-0    | start 1\n" in service.stderr
+
+
+def test_a_standard_error_that_nobody_reads_holds_nothing_up(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--num-lines", "20000"]], stderr=subprocess.PIPE)
+    service.next_event()
+    processes = service.processes()
+    pids(tmp_path / "a")
+    service.process.terminate()
+    assert service.process.wait(timeout=20) == 0
+    assert_gone(processes, limit_s=0)
+
+
+def test_a_closed_standard_error_holds_nothing_up(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--num-lines", "2000"]], stderr=subprocess.PIPE)
+    service.process.stderr.close()
+    assert service.next_event()["event"] == "ready"
+    pids(tmp_path / "a")
+    service.process.terminate()
+    assert service.process.wait(timeout=20) == 0
 
 
 def test_progress_is_plain_lines_off_a_terminal(start):

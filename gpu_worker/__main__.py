@@ -15,6 +15,7 @@ from gpu_worker.cpu_limits import usable_cores
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
 # for: next to one busy process, steps took 10 times as long.
 _OPENMP_SPINS = "4000"
+_MAX_THREADS_PER_CPU = 8
 
 
 def main() -> int:
@@ -87,7 +88,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         model=arguments.model,
         scheduler_address=arguments.scheduler_address,
         cache_dir=Path.home() / ".cache" / "pagewire",
-        threads=usable_cores() if arguments.threads is None else arguments.threads,
+        threads=_threads(arguments.threads),
         rank=arguments.rank,
         tensor_parallel_size=arguments.tensor_parallel_size,
         device=arguments.device,
@@ -99,6 +100,16 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         enforce_eager=arguments.enforce_eager,
         seed=arguments.seed,
     )
+
+
+def _threads(asked: int | None) -> int:
+    """Threads to compute with. Far more than there are CPUs cannot be started, and the OpenMP runtime aborts then."""
+    if asked is None:
+        return usable_cores()
+    most = _MAX_THREADS_PER_CPU * (os.cpu_count() or 1)
+    if asked > most:
+        raise ValueError(f"threads is {asked}: it must be at most {most}, {_MAX_THREADS_PER_CPU} for each CPU")
+    return asked
 
 
 if __name__ == "__main__":

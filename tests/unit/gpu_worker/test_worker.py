@@ -196,6 +196,7 @@ def test_missing_model_fails_with_one_line(tmp_path: Path) -> None:
     [
         (["--scheduler-address", "nonsense"], "cannot connect to scheduler address 'nonsense'"),
         (["--scheduler-address", "ipc:///x", "--threads", "0"], "threads is 0"),
+        (["--scheduler-address", "ipc:///x", "--threads", "100000"], "threads is 100000: it must be at most"),
         (["--scheduler-address", "ipc:///x", "--cpu-memory-gib", "nan"], "cpu memory is nan GiB"),
         (["--scheduler-address", "ipc:///x", "--rank", "1", "--tensor-parallel-size", "2"], "rank 1 of 2"),
     ],

@@ -35,9 +35,37 @@ def test_run_dir_is_private_and_removed():
         assert list((Path(parent) / "new").iterdir()) == []
 
 
-def test_run_dir_too_long_for_sockets_is_refused(tmp_path):
+def test_run_dir_too_long_for_sockets_is_refused_and_not_made(tmp_path):
     with pytest.raises(ServiceError, match="too long"), private_run_dir(tmp_path / ("x" * 100)):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def short_path():
+    """A directory whose path leaves room for socket names, as tmp_path may not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
+
+
+def test_run_dir_of_a_supervisor_that_is_gone_is_removed(short_path):
+    stale, unlocked = short_path / "pagewire-stale123", short_path / "pagewire-other123"
+    stale.mkdir()
+    (stale / "lock").touch()
+    (stale / "gateway-0.sock").touch()
+    unlocked.mkdir()
+    elsewhere = short_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lock").touch()
+    (short_path / "pagewire-link1234").symlink_to(elsewhere)
+    with private_run_dir(short_path) as living:
+        assert not stale.exists()
+        with private_run_dir(short_path):
+            assert living.is_dir()
+        assert living.is_dir()
+    assert not living.exists()
+    assert unlocked.is_dir()
+    assert (elsewhere / "lock").exists()
 
 
 def test_run_dir_in_a_long_temporary_directory_falls_back(tmp_path, monkeypatch):

@@ -216,6 +216,28 @@ def test_a_failure_at_the_first_start_ends_the_service_with_its_last_line(start,
     assert list(service.run_dir.iterdir()) == []
 
 
+def test_a_crash_at_the_first_start_ends_the_service(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--die-by", str(int(signal.SIGABRT))]])
+    assert service.next_event() == {
+        "event": "failed",
+        "detail": "child-0 cannot start: signal 6, after saying 'start 1'",
+    }
+    assert service.process.wait(timeout=10) == 1
+    assert len(pids(tmp_path / "a")) == 1
+
+
+def test_the_directory_of_a_killed_supervisor_goes_with_the_next_start(start):
+    first = start([])
+    first.next_event()
+    (left,) = first.run_dir.iterdir()
+    first.process.kill()
+    first.process.wait()
+    assert left.is_dir()
+    second = start([])
+    second.next_event()
+    assert left not in list(second.run_dir.iterdir())
+
+
 def test_a_child_that_fails_again_and_again_is_given_up(start, tmp_path):
     service = start(
         [["--pids", str(tmp_path / "a"), "--fail", "out of memory", "--fail-after", "1"]], "--max-restarts", "2"

@@ -1,6 +1,5 @@
-"""Restart policy, run directory and preflight checks: do the small rules hold?"""
+"""Restart policy, run directory and check of packages: do the small rules hold?"""
 
-import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -81,21 +80,6 @@ def test_run_dir_that_cannot_be_made_is_one_clear_line(tmp_path):
         private_run_dir(tmp_path / "file"),
     ):
         pass
-
-
-@pytest.mark.parametrize("address", ["", "50051", "host", "host:", "host:x", ":1", "host:99999"])
-def test_malformed_addresses_are_refused(address):
-    with pytest.raises(ServiceError, match="no address to listen on"):
-        preflight.check_addresses([address])
-
-
-def test_a_free_address_passes_and_a_taken_one_does_not():
-    preflight.check_addresses(["127.0.0.1:0", "unix:/tmp/x.sock"])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(ServiceError, match="Address already in use"):
-            preflight.check_addresses([f"127.0.0.1:{taken.getsockname()[1]}"])
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -87,7 +87,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
     return WorkerConfig(
         model=arguments.model,
         scheduler_address=arguments.scheduler_address,
-        cache_dir=Path.home() / ".cache" / "pagewire",
+        cache_dir=_cache_dir(),
         threads=_threads(arguments.threads),
         rank=arguments.rank,
         tensor_parallel_size=arguments.tensor_parallel_size,
@@ -100,6 +100,14 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         enforce_eager=arguments.enforce_eager,
         seed=arguments.seed,
     )
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    except RuntimeError as error:
+        raise ValueError("this user has no home directory for a cache: set XDG_CACHE_HOME to a directory") from error
 
 
 def _threads(asked: int | None) -> int:

@@ -34,8 +34,8 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
     events = EventPipe(options.event_fd) if options.event_fd is not None else None
     config = ServiceConfig(tuple(options.listen), options.gateways, vars(options))
     timing = Timing(RestartPolicy(max_restarts=options.max_restarts), options.grace_s)
-    around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
     try:
+        around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
         asyncio.run(serve(options.model, options.model_name, config, around, make_children))
     except ServiceError as error:
         if events is not None:
@@ -92,7 +92,10 @@ def _positive(text: str) -> int:
 
 def _cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    except RuntimeError as error:
+        raise ServiceError("this user has no home directory for a cache: set XDG_CACHE_HOME to a directory") from error
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -107,8 +107,8 @@ async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -
 
 @contextmanager
 def _scratch_dir(cache_dir: Path) -> Iterator[Path]:
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_dir))
+    """Give a fresh path; whoever needs a directory there makes it, as most models need none."""
+    path = cache_dir / f"tmp-{secrets.token_hex(8)}"
     try:
         yield path
     finally:

@@ -277,11 +277,30 @@ def test_a_closed_standard_error_holds_nothing_up(start, tmp_path):
     assert service.process.wait(timeout=20) == 0
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes a user that the system does not know")
+def test_a_user_without_a_home_is_told_in_one_line(tmp_path):
+    program = (
+        "import os, sys; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
+        "from scheduler_service.supervisor.__main__ import main; os.setuid(54321); sys.exit(main(['--model', 'demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "pagewire: this user has no home directory for a cache: set XDG_CACHE_HOME to a directory\n",
+    )
+
+
 def test_progress_is_plain_lines_off_a_terminal(start):
     service = start([])
     service.next_event()
     assert "loading weights: " in service.stderr
     assert "\x1b" not in service.stderr
+
+
+def test_a_local_model_is_served_without_a_cache(start, tmp_path):
+    (tmp_path / "file").touch()
+    service = start([], XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert service.next_event()["event"] == "ready"
 
 
 def test_a_port_in_use_is_one_clear_line(start):

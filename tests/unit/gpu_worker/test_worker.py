@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
+from gpu_worker.__main__ import _config, _parse
 from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.steps import (
     AllocateCache,
@@ -218,6 +219,13 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process.send_signal(signum)
     assert finish(process) == (0, [])
     assert time.monotonic() - started < STOP_S
+
+
+def test_worker_keeps_its_kernels_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_worker", "--model", "m.gguf", "--scheduler-address", "ipc:///x"])
+    for base, expected in (("/caches", "/caches/pagewire"), ("", f"{Path.home()}/.cache/pagewire")):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert _config(_parse()).cache_dir == Path(expected)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -62,3 +62,23 @@ def test_a_hub_id_offline_says_what_to_do(resolve, spec):
 def test_nonsense_is_refused(resolve, spec):
     with pytest.raises(ServiceError, match=r"is no model: give a GGUF file|no config"):
         resolve(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("~no-such-user/model.gguf", "no such home directory is known; check the path"),
+        ("/" + "x" * 300, "cannot read the model at /x.*: File name too long; check path and permissions"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_one_clear_line(resolve, spec, message):
+    with pytest.raises(ServiceError, match=message):
+        resolve(spec)
+
+
+def test_a_local_model_needs_no_cache(resolve, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF....")
+    (tmp_path / "cache").touch()
+    assert resolve(tmp_path / "tiny.gguf").name == "tiny"
+    with pytest.raises(ServiceError, match=r"cannot keep the demo model in .*cache: .*; set XDG_CACHE_HOME"):
+        resolve("demo")

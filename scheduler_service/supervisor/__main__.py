@@ -68,7 +68,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
     parser.add_argument(
-        "--grace-s", type=float, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
+        "--grace-s", type=_seconds, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
     )
     parser.add_argument(
         "--event-fd", type=int, metavar="N", help="pipe for events to the program that started this one"
@@ -87,6 +87,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
     return value
 
 

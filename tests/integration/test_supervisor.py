@@ -290,6 +290,13 @@ def test_a_user_without_a_home_is_told_in_one_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize("grace", ["-1", "nan", "inf"])
+def test_an_impossible_grace_is_refused(start, grace):
+    service = start([], "--grace-s", grace)
+    assert service.process.wait(timeout=20) == 2
+    assert "--grace-s: must be a number of seconds, 0 or more" in service.stderr
+
+
 def test_progress_is_plain_lines_off_a_terminal(start):
     service = start([])
     service.next_event()

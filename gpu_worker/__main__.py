@@ -36,11 +36,12 @@ def main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)
     # Importing torch takes seconds: wrong settings are refused before. Signals keep their default action meanwhile,
     # because C code that imports modules swallows whatever a handler raises.
+    from gpu_worker.device import obstacle_to_device  # noqa: PLC0415
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
-    failure = run_worker(config)
+    failure = obstacle_to_device(config.device) or run_worker(config)
     return 0 if failure is None else _fail(failure)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from gpu_worker.__main__ import _config, _parse
@@ -219,6 +220,14 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process.send_signal(signum)
     assert finish(process) == (0, [])
     assert time.monotonic() - started < STOP_S
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_worker_without_the_gpu_it_should_use_fails_with_one_line() -> None:
+    code, lines = finish(start_worker("--model", "model.gguf", "--scheduler-address", "ipc:///x", "--device", "cuda"))
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].endswith("or use --device cpu")
 
 
 def test_worker_keeps_its_kernels_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

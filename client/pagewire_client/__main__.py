@@ -41,7 +41,7 @@ def main() -> None:
         make_app()()
     except* PagewireError as failures:
         error = _first(failures)
-        Console(stderr=True).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+        Console(stderr=True, emoji=False).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(1)
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None, make_children: MakeChildren = servi
     """Run the service; gives the exit status."""
     options = _parse(arguments)
     with guarded_stderr() as stderr:
-        return _run(options, make_children, Console(file=cast(IO[str], stderr)))
+        return _run(options, make_children, Console(file=cast(IO[str], stderr), markup=False, emoji=False))
 
 
 def _run(options: argparse.Namespace, make_children: MakeChildren, console: Console) -> int:
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
             events.failed(str(error))
         # A program that is still waiting for the start tells its user itself.
         if events is None or events.was_ready:
-            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False)
         return 1
     return 0
 

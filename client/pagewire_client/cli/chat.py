@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli import options
@@ -37,7 +38,7 @@ def chat(
         model = client.list_models()[0]
         if not model.has_chat_template:
             raise PagewireError(f"{model.name} has no chat template: use 'pagewire generate'")
-        console.print(f"[bold]{model.name}[/]  {_HELP}")
+        console.print(Text.assemble((model.name, "bold"), f"  {_HELP}"))
         history = list(opening)
         while (line := _ask(console)) is not None:
             if line == "/clear":
@@ -65,6 +66,6 @@ def _answer(client: Client, history: list[ChatMessage], line: str, params: Sampl
     except KeyboardInterrupt:
         console.print("\n(stopped)")
     except RequestError as error:
-        console.print(f"{error}", style="red")
+        console.print(Text(f"{error}", "red"))
     else:
         history += [turn, ChatMessage("assistant", completion.text)]

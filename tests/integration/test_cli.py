@@ -257,3 +257,46 @@ def test_markup_in_what_a_person_or_a_server_says_is_plain_text():
     assert "[/no]" in said
     assert "[bold]a[/b]" in shown
     assert "version [/v]" in shown
+
+
+NO_TEXT = b"a\xff"
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", NO_TEXT], ["serve", "m", "--ask", NO_TEXT], ["chat", "--system", NO_TEXT]]
+)
+def test_an_argument_that_is_no_text_is_one_clear_line(command):
+    done = pagewire(*command)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is not valid text: '\\udcff' at position 1 cannot be sent as UTF-8" in line
+
+
+@pytest.mark.parametrize("command", [["generate", "-"], ["chat"]])
+def test_standard_input_that_is_no_text_is_one_clear_line(gateway, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "pagewire_client", *command, "-a", gateway.address],
+        cwd=ROOT,
+        input=NO_TEXT + b"\n",
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 1
+    assert b"pagewire: standard input is not utf-8 text: invalid start byte; convert it first" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["generate", "x", "--json"], ["models"], ["models", "--json"]])
+def test_output_that_cannot_be_written_is_one_clear_line(gateway, command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pagewire_client", *command, "-a", gateway.address],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "pagewire: cannot write to standard output: No space left on device; check where it leads\n"

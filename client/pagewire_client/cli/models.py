@@ -10,6 +10,7 @@ from rich.text import Text
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import connect
+from pagewire_client.cli.printing import print_text, writing_output
 from pagewire_client.types import Model, ServerInfo
 
 
@@ -19,9 +20,10 @@ def models(address: options.Address = DEFAULT_ADDRESS, as_json: options.Json = F
         served, info = client.list_models(), client.server_info()
     if as_json:
         data = {"models": [dataclasses.asdict(model) for model in served], "server": dataclasses.asdict(info)}
-        print(json.dumps(data, default=lambda value: value.value, indent=2))
+        print_text(json.dumps(data, default=lambda value: value.value, indent=2))
     else:
-        _print_table(served, info)
+        with writing_output():
+            _print_table(served, info)
 
 
 def _print_table(served: list[Model], info: ServerInfo) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.checks import check_text
 from pagewire_client.cli.printing import print_stream
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError
@@ -58,6 +59,7 @@ def serve(
         flags = [part for address in addresses for part in ("--listen", address)]
         _become_supervisor(["--model", model, *flags, *context.args])
     else:
+        check_text(ask, "--ask")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _serve_and_ask(model, addresses, ["--log-level", "warning", *context.args], ask, once)

@@ -18,7 +18,8 @@ PROTO_BIN := .venv-proto/bin
 PROTOS := pagewire/v1/inference.proto pagewire/v1/generate.proto
 SERVICE_PROTOS := pagewire/v1/inference.proto
 
-# The prompt reaches the shell through the environment, so that it may hold any quotes.
+# The prompt is taken as it was given, with every $, and reaches the shell through the environment, with any quotes.
+override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help

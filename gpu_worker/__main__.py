@@ -15,12 +15,16 @@ from gpu_worker.cpu_limits import usable_cores
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
 # for: next to one busy process, steps took 10 times as long.
 _OPENMP_SPINS = "4000"
+_MAX_THREADS_PER_CPU = 8
 
 
 def main() -> int:
-    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    """Run a worker until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure.
+
+    While it starts, a stop signal ends it at once, by that signal.
+    """
+    # Python's own handler would print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = _parse()
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
@@ -33,12 +37,16 @@ def main() -> int:
     if config.tensor_parallel_size > 1 and config.shares_host:
         # Ranks of one host talk over its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # Importing torch takes seconds: wrong settings are refused before, and signals are obeyed meanwhile.
+    # Importing torch takes seconds: wrong settings are refused before. Signals keep their default action meanwhile,
+    # because C code that imports modules swallows whatever a handler raises.
+    from gpu_worker.device import obstacle_to_device  # noqa: PLC0415
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     status = 1
     try:
-        failure = run_worker(config)
+        failure = obstacle_to_device(config.device) or run_worker(config)
         status = 0 if failure is None else _fail(failure)
         return status
     except SystemExit:
@@ -106,8 +114,8 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
     return WorkerConfig(
         model=arguments.model,
         scheduler_address=arguments.scheduler_address,
-        cache_dir=Path.home() / ".cache" / "pagewire",
-        threads=_share_of_cores(arguments) if arguments.threads is None else arguments.threads,
+        cache_dir=_cache_dir(),
+        threads=_share_of_cores(arguments) if arguments.threads is None else _checked_threads(arguments.threads),
         rank=arguments.rank,
         tensor_parallel_size=arguments.tensor_parallel_size,
         device=arguments.device,
@@ -128,6 +136,22 @@ def _share_of_cores(arguments: argparse.Namespace) -> int:
     """Cores for each of the ranks, which may all be on this host; at least one."""
     num_ranks: int = max(1, arguments.tensor_parallel_size)
     return max(1, usable_cores() // num_ranks)
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    except RuntimeError as error:
+        raise ValueError("this user has no home directory for a cache: set XDG_CACHE_HOME to a directory") from error
+
+
+def _checked_threads(asked: int) -> int:
+    """Far more threads than there are CPUs cannot be started, and the OpenMP runtime aborts then."""
+    most = _MAX_THREADS_PER_CPU * (os.cpu_count() or 1)
+    if asked > most:
+        raise ValueError(f"threads is {asked}: it must be at most {most}, {_MAX_THREADS_PER_CPU} for each CPU")
+    return asked
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import pytest
 
 from scheduler_service.supervisor.demo_model import fetch_demo
 
-
 # Read when triton is first imported, by whichever test: without a GPU its kernels are interpreted.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"

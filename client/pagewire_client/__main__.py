@@ -49,7 +49,7 @@ def main() -> None:
         make_app()(with_json_file(arguments) if arguments[:1] == ["bench"] else arguments)
     except* PagewireError as failures:
         error = first_error(failures)
-        Console(stderr=True).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+        Console(stderr=True, emoji=False).print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(1)
 
 

@@ -1,10 +1,19 @@
 """Which knobs does a request have? `SamplingParams` under the names that vLLM and nano-vllm users know."""
 
 import enum
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
+
+from pagewire_client.checks import (
+    MAX_UINT32,
+    MAX_UINT64,
+    check_biases,
+    check_real,
+    check_texts,
+    check_token_ids,
+    check_whole,
+)
 
 _UNSIGNED = ("top_k", "seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "truncate_prompt_tokens")
 _REAL = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -86,13 +95,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _UNSIGNED:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name} must be a whole number of 0 or more, got {value!r}")
+            if (value := getattr(self, name)) is not None:
+                check_whole(value, name, MAX_UINT64 if name == "seed" else MAX_UINT32)
         for name in _REAL:
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            if (value := getattr(self, name)) is not None:
+                check_real(value, name)
+        for name in ("allowed_token_ids", "stop_token_ids"):
+            check_token_ids(getattr(self, name), name)
+        check_texts([self.stop] if isinstance(self.stop, str) else self.stop, "stop")
+        check_texts(self.bad_words, "bad_words")
+        if self.logit_bias is not None:
+            check_biases(self.logit_bias, "logit_bias")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, cast
 from google.protobuf import struct_pb2
 
 from pagewire.v1 import generate_pb2
+from pagewire_client.checks import check_text, check_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +44,27 @@ def as_proto(prompt: Prompt) -> str | generate_pb2.TokenIds | generate_pb2.Chat:
 
     Raises:
         TypeError: it is none of the kinds of prompt.
-        ValueError: a token id is negative or too large, or a message has an unknown key.
+        ValueError: a token id is negative or too large, text is not valid, or a message has an unknown key.
     """
     if isinstance(prompt, str):
+        check_text(prompt, "prompt")
         return prompt
     if isinstance(prompt, Chat):
         return _chat(prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if not prompt or isinstance(prompt[0], int):
-            return generate_pb2.TokenIds(ids=cast(Sequence[int], prompt))
+            return _token_ids(prompt)
         if isinstance(prompt[0], (ChatMessage, Mapping)):
             return _chat(Chat(cast(Sequence[Message], prompt)))
     raise TypeError(f"a prompt is text, token ids or chat messages, not {type(prompt).__name__}")
+
+
+def _token_ids(ids: Sequence[object]) -> generate_pb2.TokenIds:
+    try:
+        return generate_pb2.TokenIds(ids=cast(Sequence[int], ids))
+    except (TypeError, ValueError):
+        check_token_ids(ids, "prompt")
+        raise
 
 
 def _chat(chat: Chat) -> generate_pb2.Chat:
@@ -76,6 +86,8 @@ def _message(message: Message) -> generate_pb2.ChatMessage:
             message = ChatMessage(**message)
         except TypeError as error:
             raise ValueError(f"not a chat message: {error}") from error
+    for name in ("role", "content", "name", "tool_call_id"):
+        check_text(getattr(message, name), f"{name} of a chat message")
     return generate_pb2.ChatMessage(
         role=message.role,
         content=message.content,

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gateways:
-    """Gateways by incarnation. One is known from its Hello until a message cannot be delivered to it."""
+    """Gateways by incarnation. One is known from its Hello to its Goodbye, or until a message cannot be delivered."""
 
     def __init__(self, server: Server[GatewayMessage]) -> None:
         self._server = server
@@ -25,6 +25,11 @@ class Gateways:
         if gateway not in self._routing_ids:
             logger.info("gateway connected incarnation=%s", gateway.hex())
         self._routing_ids[gateway] = routing_id
+
+    def part(self, gateway: bytes) -> None:
+        """Forget a gateway that said goodbye."""
+        logger.info("gateway left incarnation=%s", gateway.hex())
+        del self._routing_ids[gateway]
 
     def send(self, gateway: bytes, message: msgspec.Struct) -> bool:
         """Send to one gateway. False if it is gone: it is then forgotten, and its sequences should end."""

@@ -13,6 +13,7 @@ from pagewire.ipc.requests import (
     EngineState,
     EngineStatus,
     GatewayMessage,
+    Goodbye,
     Hello,
     Limits,
     Load,
@@ -117,6 +118,9 @@ class SchedulerLoop:
             self._gateways.send(gateway, self._status())
         elif gateway not in self._gateways:
             logger.warning("message from a gateway that did not greet dropped")
+        elif isinstance(message, Goodbye):
+            self._gateways.part(gateway)
+            self._forget([gateway])
         elif isinstance(message, Submit):
             self._submit(gateway, message)
         elif isinstance(message, Abort) and self._scheduler is not None:

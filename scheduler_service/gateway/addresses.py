@@ -21,7 +21,7 @@ def bind(server: grpc.aio.Server, address: str) -> str:
         _add_port(server, address)
         return address
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit():
+    if not separator or not host or not (port.isascii() and port.isdecimal()):
         raise StartError(f"--listen {address}: is neither HOST:PORT nor unix:/path")
     _check_host_and_port(host, int(port), address)
     return f"{host}:{_add_port(server, address)}"
@@ -43,7 +43,7 @@ def _check_host_and_port(host: str, port: int, address: str) -> None:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(socket_address)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartError(f"cannot listen on {address}: {reason}; choose another address") from error
 

@@ -15,6 +15,7 @@ from pagewire.ipc.requests import (
     EngineState,
     EngineStatus,
     GatewayMessage,
+    Goodbye,
     Hello,
     Limits,
     Load,
@@ -41,7 +42,7 @@ _HELLO_PERIOD_S = 0.25
 # The scheduler reports every second; after this long without a word it is greeted again, then held to be hung.
 _QUIET_AFTER_S = 2.0
 _HUNG_AFTER_S = 10.0
-_ABORT_LINGER_S = 0.2
+_FAREWELL_S = 0.2
 _MAX_STREAM_ID = 2**32 - 1
 # Submit field -> field of the public API.
 _PUBLIC_FIELDS = {"token_ids": "prompt", "max_tokens": "stopping.max_tokens"}
@@ -119,12 +120,11 @@ class SchedulerClient:
         return status.model, status.limits
 
     def shut_down(self) -> None:
-        """Stop all streams and close the socket."""
+        """Take leave of the scheduler, which stops all streams, and close the socket."""
         self._keeper.cancel()
-        self._aborts.extend(self._streams)
-        self._send_aborts()
+        self._send(Goodbye(), self.scheduler_incarnation or ANY)
         self._lose_streams("the gateway is shutting down")
-        self._socket.close(linger_s=_ABORT_LINGER_S)
+        self._socket.close(linger_s=_FAREWELL_S)
 
     # ---- frames ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 
@@ -16,28 +17,33 @@ from scheduler_service.supervisor.events import EventPipe
 from scheduler_service.supervisor.output import Output, OutputHandler
 from scheduler_service.supervisor.restart_policy import RestartPolicy
 from scheduler_service.supervisor.service import MakeChildren, Surroundings, serve
+from scheduler_service.supervisor.stderr_writer import guarded_stderr
 from scheduler_service.supervisor.supervisor import Timing
 
 
 def main(arguments: list[str] | None = None, make_children: MakeChildren = service_children) -> int:
     """Run the service; gives the exit status."""
     options = _parse(arguments)
-    console = Console(stderr=True)
+    with guarded_stderr() as stderr:
+        return _run(options, make_children, Console(file=cast(IO[str], stderr), markup=False, emoji=False))
+
+
+def _run(options: argparse.Namespace, make_children: MakeChildren, console: Console) -> int:
     events = EventPipe(options.event_fd) if options.event_fd is not None else None
     on_stage = events.stage if events is not None else None
     output = Output(console, show_progress=options.progress, on_stage=on_stage)
     logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
     config = ServiceConfig(tuple(options.listen), options.gateways, vars(options))
     timing = Timing(RestartPolicy(max_restarts=options.max_restarts), options.grace_s)
-    around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
     try:
+        around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
         asyncio.run(serve(options.model, options.model_name, config, around, make_children))
     except ServiceError as error:
         if events is not None:
             events.failed(str(error))
         # A program that is still waiting for the start tells its user itself.
         if events is None or events.was_ready:
-            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False)
         return 1
     return 0
 
@@ -63,7 +69,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
     parser.add_argument(
-        "--grace-s", type=float, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
+        "--grace-s", type=_seconds, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
     )
     parser.add_argument(
         "--event-fd", type=int, metavar="N", help="pipe for events to the program that started this one"
@@ -85,9 +91,19 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return value
+
+
 def _cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    try:
+        return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "pagewire"
+    except RuntimeError as error:
+        raise ServiceError("this user has no home directory for a cache: set XDG_CACHE_HOME to a directory") from error
 
 
 if __name__ == "__main__":

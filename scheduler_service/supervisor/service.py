@@ -3,9 +3,9 @@
 import asyncio
 import dataclasses
 import logging
+import secrets
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from scheduler_service.supervisor.child import ChildSpec
 from scheduler_service.supervisor.children import ServiceConfig, private_address, service_children
 from scheduler_service.supervisor.events import EventPipe
+from scheduler_service.supervisor.listen import check_addresses
 from scheduler_service.supervisor.model_source import ModelSource, resolve_model
 from scheduler_service.supervisor.output import Output
-from scheduler_service.supervisor.preflight import check_addresses, check_packages
+from scheduler_service.supervisor.preflight import check_packages
 from scheduler_service.supervisor.probe import Probe
 from scheduler_service.supervisor.run_dir import private_run_dir
 from scheduler_service.supervisor.supervisor import Supervisor, Timing
@@ -62,7 +63,7 @@ async def serve(
     if around.events is not None:
         around.events.watch_reader(loop, stop.set)
     check_packages()
-    check_addresses(config.listen)
+    check_addresses(config.listen, config.num_gateways)
     model = await _until_stopped(spec, around, stop)
     if model is None:
         return
@@ -107,8 +108,8 @@ async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -
 
 @contextmanager
 def _scratch_dir(cache_dir: Path) -> Iterator[Path]:
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache_dir))
+    """Give a fresh path; whoever needs a directory there makes it, as most models need none."""
+    path = cache_dir / f"tmp-{secrets.token_hex(8)}"
     try:
         yield path
     finally:

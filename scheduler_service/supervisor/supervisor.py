@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 _STARTING_POLL_S = 0.1
 _READY_POLL_S = 1.0
+# How a process ends that somebody else asked to stop.
+_ASKED_TO_STOP = (0, -signal.SIGTERM, -signal.SIGINT)
 
 
 Group = tuple[ChildSpec, ...]
@@ -87,8 +90,9 @@ class Supervisor:
         while True:
             child, status = await self._run_group(group)
             name, how = child.spec.name, f"exit status {status}" if status >= 0 else f"signal {-status}"
-            if is_first and status > 0 and not self._was_ready:
-                raise ServiceError(f"{name} cannot start: {child.last_line or how}")
+            if is_first and status not in _ASKED_TO_STOP and not self._was_ready:
+                said = child.last_line if status > 0 else f"{how}, after saying {child.last_line!r}"
+                raise ServiceError(f"{name} cannot start: {said or how}")
             delay_s = counter.next_delay_s(child in self._working)
             self._working.discard(child)
             if delay_s is None:

@@ -17,6 +17,8 @@ from google.rpc import status_pb2
 
 from pagewire.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
 
+_REFUSED = generate_pb2.ChatMessage(role="user", content="refuse")
+
 Handler = Callable[[generate_pb2.GenerateRequest, grpc.ServicerContext, int], Iterator[generate_pb2.GenerateResponse]]
 
 
@@ -76,9 +78,12 @@ class FakeService(inference_pb2_grpc.InferenceServiceServicer):
 def answer(
     request: generate_pb2.GenerateRequest, context: grpc.ServicerContext, call: int
 ) -> Iterator[generate_pb2.GenerateResponse]:
-    """The default handler: max_tokens (default 3) tokens "t0 t1 t2 "; 999 tokens and the token 0xBAD are refused."""
+    """The default handler: max_tokens (default 3) tokens "t0 t1 t2 ".
+
+    999 tokens, the token 0xBAD and the chat "refuse" are refused.
+    """
     num_tokens = request.stopping.max_tokens or 3
-    if num_tokens == 999 or 0xBAD in request.token_ids.ids:
+    if num_tokens == 999 or 0xBAD in request.token_ids.ids or request.chat.messages[-1:] == [_REFUSED]:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, "max_tokens is over the limit")
     yield accepted(request, call)
     for position in range(num_tokens):

@@ -135,7 +135,7 @@ def test_serve_refuses_unknown_engine_flags(tmp_path):
 class Asking:
     """`pagewire serve --ask` over fake processes."""
 
-    def __init__(self, folder, *flags):
+    def __init__(self, folder, *flags, prompt="hello"):
         (folder / "tiny.gguf").write_bytes(b"GGUF")
         program = (
             "from pagewire_client import local_service, __main__;"
@@ -144,7 +144,7 @@ class Asking:
         )
         command = [sys.executable, "-c", program, "serve", str(folder / "tiny.gguf"), "--listen", "127.0.0.1:0"]
         self.process = subprocess.Popen(
-            [*command, "--ask", "hello", *flags],
+            [*command, "--ask", prompt, *flags],
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
@@ -175,3 +175,101 @@ def test_serve_ask_stays_up_until_stopped(tmp_path, number):
     asking.process.send_signal(number)
     assert asking.process.communicate(timeout=20)[0].startswith("t0 t1 t2 ")
     assert asking.process.returncode == 0
+
+
+def test_serve_ask_prints_ways_in_that_work(tmp_path):
+    asking = Asking(tmp_path, "--model-name", "[bold]a[/b] :bug:", prompt="[bold]x[/nope] :bug:")
+    assert asking.read_until("> ") == "> [bold]x[/nope] :bug:\n"
+    assert asking.read_until("is served on").startswith("[bold]a[/b] :bug: is served on")
+    line = asking.read_until(" -c ")
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [f"t{number}" for number in range(16)]
+    asking.process.terminate()
+    asking.process.communicate(timeout=20)
+
+
+def test_serve_ask_stays_up_after_a_refused_prompt(tmp_path):
+    asking = Asking(tmp_path, prompt="refuse")
+    assert asking.read_until("pagewire: ") == "pagewire: INVALID_ARGUMENT: max_tokens is over the limit\n"
+    address = asking.read_until("is served on").split("served on ")[1].split(";")[0]
+    assert pagewire("generate", "again", "-a", address).stdout == "t0 t1 t2 \n"
+    asking.process.terminate()
+    asking.process.communicate(timeout=20)
+    assert asking.process.returncode == 0
+
+
+def test_serve_ask_once_fails_with_the_prompt(tmp_path):
+    asking = Asking(tmp_path, "--once", prompt="refuse")
+    _, err = asking.process.communicate(timeout=60)
+    assert asking.process.returncode == 1
+    assert err.splitlines()[-1] == "pagewire: INVALID_ARGUMENT: max_tokens is over the limit"
+
+
+def test_markup_in_what_a_person_or_a_server_says_is_plain_text():
+    class Marked(fake.FakeService):
+        def ListModels(self, request, context):
+            answer = super().ListModels(request, context)
+            answer.models[0].name = answer.models[0].architecture = "[bold]a[/b]"
+            return answer
+
+        def GetServerInfo(self, request, context):
+            info = super().GetServerInfo(request, context)
+            info.version = "[/v]"
+            info.progress.stage = "[/s]"
+            return info
+
+    def refuse(request, context, call):
+        fake.abort_with_details(context, fake.grpc.StatusCode.INVALID_ARGUMENT, "[/no]")
+        yield from ()
+
+    with fake.FakeGateway(Marked(refuse, num_starting_answers=2)) as gateway:
+        said = pagewire("chat", "-a", gateway.address, stdin="[bold]x[/nope]\n").stderr
+        shown = pagewire("models", "-a", gateway.address).stdout
+    assert "[bold]a[/b]" in said
+    assert "[/no]" in said
+    assert "[bold]a[/b]" in shown
+    assert "version [/v]" in shown
+
+
+NO_TEXT = b"a\xff"
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", NO_TEXT], ["serve", "m", "--ask", NO_TEXT], ["chat", "--system", NO_TEXT]]
+)
+def test_an_argument_that_is_no_text_is_one_clear_line(command):
+    done = pagewire(*command)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is not valid text: '\\udcff' at position 1 cannot be sent as UTF-8" in line
+
+
+@pytest.mark.parametrize("command", [["generate", "-"], ["chat"]])
+def test_standard_input_that_is_no_text_is_one_clear_line(gateway, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "pagewire_client", *command, "-a", gateway.address],
+        cwd=ROOT,
+        input=NO_TEXT + b"\n",
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 1
+    assert b"pagewire: standard input is not utf-8 text: invalid start byte; convert it first" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["generate", "x", "--json"], ["models"], ["models", "--json"]])
+def test_output_that_cannot_be_written_is_one_clear_line(gateway, command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pagewire_client", *command, "-a", gateway.address],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "pagewire: cannot write to standard output: No space left on device; check where it leads\n"

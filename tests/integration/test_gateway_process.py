@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from pagewire.ipc.requests import Abort, Submit
+from pagewire.ipc.requests import Goodbye, Submit
 from pagewire.v1 import generate_pb2, inference_pb2
 from tests.fakes.fake_scheduler import FakeScheduler
 from tests.fakes.gateway_process import TIMEOUT_S, GatewayProcess, gateway_command
@@ -106,7 +106,7 @@ def test_open_streams_end_resumable_when_the_gateway_is_stopped(
         with pytest.raises(grpc.RpcError, match="UNAVAILABLE") as caught:
             next(call)
         assert "shutting down" in str(caught.value.details())
-        assert scheduler.take(Abort) == Abort((stream_id,))
+        assert scheduler.take(Goodbye) == Goodbye()
         assert gateway.process.wait(TIMEOUT_S) == 0
 
 

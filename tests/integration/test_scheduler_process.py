@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from pagewire.ipc.codec import ANY, new_incarnation
-from pagewire.ipc.requests import Abort, EngineState, RejectReason
+from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
 from tests.fakes.bare_gateway import BareGateway, make_submit
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.step_executor import complete
@@ -172,6 +172,26 @@ def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
     assert gateway.status.load.num_free_blocks == 64
     assert worker.num_steps - steps_before <= 2
     assert 1 not in gateway.ended
+
+
+def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service: Service) -> None:
+    service.worker()
+    leaving, other = service.gateway(), service.gateway()
+    leaving.wait_ready()
+    other.wait_ready()
+    leaving.send(make_submit(1, [1, 2, 3], max_tokens=190))
+    leaving.wait(lambda: len(leaving.tokens[1]) > 1)
+    leaving.send(Goodbye())
+    other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
+    leaving.close()
+    for _ in range(2):
+        other.status = None
+        other.wait(lambda: other.status is not None)
+    service.process.terminate()
+    assert service.process.stderr is not None
+    log = service.process.stderr.read()
+    assert f"gateway left incarnation={leaving.incarnation.hex()}" in log
+    assert "WARNING" not in log
 
 
 def test_sequences_of_a_gateway_that_is_gone_end(service: Service) -> None:

@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 class Service:
     """A supervisor process over fake children, or as a person starts it if `children` is None."""
 
-    def __init__(self, folder: Path, children: list[list[str]] | None, *flags: str, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, children: list[list[str]] | None, *flags: str, stderr: int | None = None, **environment: str
+    ) -> None:
         self.folder = folder
         self.stages: list[str] = []
         self.run_dir = folder / "run"
@@ -33,7 +35,7 @@ class Service:
             command,
             cwd=ROOT,
             pass_fds=[event_fd],
-            stderr=(folder / "stderr").open("w"),
+            stderr=(folder / "stderr").open("w") if stderr is None else stderr,
             env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), **environment},
         )
         os.close(event_fd)
@@ -62,6 +64,8 @@ class Service:
         self.process.wait()
         if not self._events.closed:
             self._events.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 @pytest.fixture
@@ -71,8 +75,8 @@ def start(tmp_path):
     model.write_bytes(b"GGUF")
     services = []
 
-    def start_service(children, *flags, **environment):
-        services.append(Service(tmp_path, children, "--model", str(model), *flags, **environment))
+    def start_service(children, *flags, **options):
+        services.append(Service(tmp_path, children, "--model", str(model), *flags, **options))
         return services[-1]
 
     yield start_service
@@ -244,6 +248,28 @@ def test_a_failure_at_the_first_start_ends_the_service_with_its_last_line(start,
     assert list(service.run_dir.iterdir()) == []
 
 
+def test_a_crash_at_the_first_start_ends_the_service(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--die-by", str(int(signal.SIGABRT))]])
+    assert service.next_event() == {
+        "event": "failed",
+        "detail": "child-0 cannot start: signal 6, after saying 'start 1'",
+    }
+    assert service.process.wait(timeout=10) == 1
+    assert len(pids(tmp_path / "a")) == 1
+
+
+def test_the_directory_of_a_killed_supervisor_goes_with_the_next_start(start):
+    first = start([])
+    first.next_event()
+    (left,) = first.run_dir.iterdir()
+    first.process.kill()
+    first.process.wait()
+    assert left.is_dir()
+    second = start([])
+    second.next_event()
+    assert left not in list(second.run_dir.iterdir())
+
+
 def test_a_child_that_fails_again_and_again_is_given_up(start, tmp_path):
     service = start(
         [["--pids", str(tmp_path / "a"), "--fail", "out of memory", "--fail-after", "1"]], "--max-restarts", "2"
@@ -264,11 +290,56 @@ def test_lines_of_children_carry_their_name(start, tmp_path):
     assert "child-0    | start 1\n" in service.stderr
 
 
+def test_a_standard_error_that_nobody_reads_holds_nothing_up(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--num-lines", "20000"]], stderr=subprocess.PIPE)
+    service.next_event()
+    processes = service.processes()
+    pids(tmp_path / "a")
+    service.process.terminate()
+    assert service.process.wait(timeout=20) == 0
+    assert_gone(processes, limit_s=0)
+
+
+def test_a_closed_standard_error_holds_nothing_up(start, tmp_path):
+    service = start([["--pids", str(tmp_path / "a"), "--num-lines", "2000"]], stderr=subprocess.PIPE)
+    service.process.stderr.close()
+    assert service.next_event()["event"] == "ready"
+    pids(tmp_path / "a")
+    service.process.terminate()
+    assert service.process.wait(timeout=20) == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes a user that the system does not know")
+def test_a_user_without_a_home_is_told_in_one_line(tmp_path):
+    program = (
+        "import os, sys; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
+        "from scheduler_service.supervisor.__main__ import main; os.setuid(54321); sys.exit(main(['--model', 'demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "pagewire: this user has no home directory for a cache: set XDG_CACHE_HOME to a directory\n",
+    )
+
+
+@pytest.mark.parametrize("grace", ["-1", "nan", "inf"])
+def test_an_impossible_grace_is_refused(start, grace):
+    service = start([], "--grace-s", grace)
+    assert service.process.wait(timeout=20) == 2
+    assert "--grace-s: must be a number of seconds, 0 or more" in service.stderr
+
+
 def test_progress_is_plain_lines_off_a_terminal(start):
     service = start([])
     service.next_event()
     assert "loading weights: " in service.stderr
     assert "\x1b" not in service.stderr
+
+
+def test_a_local_model_is_served_without_a_cache(start, tmp_path):
+    (tmp_path / "file").touch()
+    service = start([], XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert service.next_event()["event"] == "ready"
 
 
 def test_a_port_in_use_is_one_clear_line(start):

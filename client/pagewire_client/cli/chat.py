@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.checks import check_text
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import connect
 from pagewire_client.cli.printing import print_stream
 from pagewire_client.client import Client
-from pagewire_client.errors import PagewireError, RequestError
+from pagewire_client.errors import PagewireError
 from pagewire_client.params import SamplingParams
 from pagewire_client.prompts import ChatMessage
 
@@ -32,12 +34,13 @@ def chat(
     """Talk with the model; it sees the whole conversation."""
     params = options.sampling_params(max_tokens, temperature, top_p, top_k, min_p, seed, stop)
     console = Console(stderr=True, highlight=False)
+    check_text(system, "--system")
     opening = [ChatMessage("system", system)] if system else []
     with connect(address, local) as client:
         model = client.list_models()[0]
         if not model.has_chat_template:
             raise PagewireError(f"{model.name} has no chat template: use 'pagewire generate'")
-        console.print(f"[bold]{model.name}[/]  {_HELP}")
+        console.print(Text.assemble((model.name, "bold"), f"  {_HELP}"))
         history = list(opening)
         while (line := _ask(console)) is not None:
             if line == "/clear":
@@ -52,6 +55,8 @@ def _ask(console: Console) -> str | None:
         line = console.input("[bold cyan]>[/] ").strip()
     except (EOFError, KeyboardInterrupt):
         return None
+    except UnicodeDecodeError as error:
+        raise PagewireError(f"standard input is not {error.encoding} text: {error.reason}; convert it first") from error
     return None if line == "/exit" else line
 
 
@@ -64,7 +69,7 @@ def _answer(client: Client, history: list[ChatMessage], line: str, params: Sampl
             completion = stream.collect()
     except KeyboardInterrupt:
         console.print("\n(stopped)")
-    except RequestError as error:
-        console.print(f"{error}", style="red")
+    except PagewireError as error:
+        console.print(Text(f"{error}", "red"))
     else:
         history += [turn, ChatMessage("assistant", completion.text)]

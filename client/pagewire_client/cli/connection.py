@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bars
 
 from pagewire_client.client import Client
@@ -73,7 +74,7 @@ def _show_start(client: Client) -> None:
         def show(progress: Progress) -> None:
             bars.update(
                 task,
-                description=progress.stage or "starting",
+                description=escape(progress.stage) or "starting",
                 completed=progress.done,
                 total=progress.total or None,
             )

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.checks import check_text
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import connect
-from pagewire_client.cli.printing import print_stream
+from pagewire_client.cli.printing import print_stream, print_text
+from pagewire_client.errors import PagewireError
 from pagewire_client.prompts import ChatMessage, Prompt
 
 
@@ -30,7 +32,8 @@ def generate(
 ) -> None:
     """Answer one prompt, streaming the text as it is made."""
     params = options.sampling_params(max_tokens, temperature, top_p, top_k, min_p, seed, stop)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
+    check_text(text, "prompt")
     with connect(address, local) as client:
         as_chat = not raw and client.list_models()[0].has_chat_template
         full_prompt: Prompt = [ChatMessage("user", text)] if as_chat else text
@@ -39,4 +42,11 @@ def generate(
                 print_stream(stream)
                 return
             completion = stream.collect()
-    print(json.dumps(dataclasses.asdict(completion), default=lambda value: value.value, indent=2))
+    print_text(json.dumps(dataclasses.asdict(completion), default=lambda value: value.value, indent=2))
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise PagewireError(f"standard input is not {error.encoding} text: {error.reason}; convert it first") from error

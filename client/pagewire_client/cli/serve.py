@@ -1,6 +1,8 @@
 """pagewire serve: a service on this machine, by way of the supervisor."""
 
+import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,16 +11,20 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pagewire_client.channel import DEFAULT_ADDRESS
+from pagewire_client.checks import check_text
 from pagewire_client.cli.printing import print_stream
 from pagewire_client.client import Client
+from pagewire_client.errors import PagewireError
 from pagewire_client.local_service import LocalService
 from pagewire_client.params import SamplingParams
 from pagewire_client.prompts import ChatMessage, Prompt
 
 _SUPERVISOR = "scheduler_service.supervisor"
 _MAX_DEMO_TOKENS = 256
+_MAX_TRIAL_TOKENS = 16
 
 
 def _become_supervisor(arguments: Sequence[str]) -> None:
@@ -53,6 +59,7 @@ def serve(
         flags = [part for address in addresses for part in ("--listen", address)]
         _become_supervisor(["--model", model, *flags, *context.args])
     else:
+        check_text(ask, "--ask")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _serve_and_ask(model, addresses, ["--log-level", "warning", *context.args], ask, once)
@@ -61,10 +68,15 @@ def serve(
 
 
 def _serve_and_ask(model: str, listen: Sequence[str], flags: Sequence[str], prompt: str, once: bool) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with LocalService(model, listen=listen, flags=flags) as service:
         service.wait_until_ready()
-        _ask(service.addresses[0], prompt, console)
+        try:
+            _ask(service.addresses[0], prompt, console)
+        except PagewireError as error:
+            if once:
+                raise
+            console.print(f"pagewire: {error}")
         if once:
             return
         _print_ways_in(service, console)
@@ -76,25 +88,26 @@ def _ask(address: str, prompt: str, console: Console) -> None:
     with Client(address) as client:
         has_chat = client.list_models()[0].has_chat_template
         full_prompt: Prompt = [ChatMessage("user", prompt)] if has_chat else prompt
-        console.print(f"\n[bold cyan]>[/] {prompt}")
+        console.print(Text.assemble("\n", (">", "bold cyan"), f" {prompt}"))
         with client.stream(full_prompt, params) as stream:
             print_stream(stream)
 
 
 def _print_ways_in(service: LocalService, console: Console) -> None:
     address = service.addresses[0]
-    python = _short(Path(sys.executable))
-    console.print(f"\n[bold]{service.model}[/] is served on {', '.join(service.addresses)}; Ctrl-C ends it. Try:\n")
-    console.print(f"  {python} -m pagewire_client chat --address {address}", markup=False)
-    console.print(
-        f"  {python} -c \"from pagewire_client import Client; print(Client('{address}').generate('The sky is').text)\"",
-        markup=False,
+    python = shlex.quote(str(_short(Path(sys.executable))))
+    program = (
+        "from pagewire_client import Client, SamplingParams; "
+        f"print(Client({json.dumps(address)}).generate("
+        f'"The sky is", SamplingParams(max_tokens={_MAX_TRIAL_TOKENS})).text)'
     )
-    console.print(
-        '  grpcurl -plaintext -d \'{"text": "The sky is", "stopping": {"max_tokens": 16}}\' '
-        f"{address} pagewire.v1.InferenceService/Generate\n",
-        markup=False,
-    )
+    request = json.dumps({"text": "The sky is", "stopping": {"max_tokens": _MAX_TRIAL_TOKENS}})
+    target = shlex.quote(address)
+    where = f" is served on {', '.join(service.addresses)}; Ctrl-C ends it. Try:\n"
+    console.print(Text.assemble("\n", (service.model, "bold"), where))
+    console.print(f"  {python} -m pagewire_client chat --address {target}")
+    console.print(f"  {python} -c {shlex.quote(program)}")
+    console.print(f"  grpcurl -plaintext -d {shlex.quote(request)} {target} pagewire.v1.InferenceService/Generate\n")
 
 
 def _short(path: Path) -> Path:

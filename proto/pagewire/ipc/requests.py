@@ -1,8 +1,8 @@
 """Messages between a gateway and the scheduler.
 
-A gateway greets with `Hello`, then sends `Submit` and `Abort`. The scheduler answers the greeting and every change of
-its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends each gateway one
-`StepTokens`.
+A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
+greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends
+each gateway one `StepTokens`.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` as uint32.
 """
@@ -58,7 +58,11 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
     stream_ids: tuple[int, ...]
 
 
-GatewayMessage = Hello | Submit | Abort
+class Goodbye(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
+    """This gateway stops: forget it, and stop all its streams without a further message."""
+
+
+GatewayMessage = Hello | Submit | Abort | Goodbye
 
 
 class EngineState(enum.IntEnum):

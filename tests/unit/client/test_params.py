@@ -91,6 +91,28 @@ def test_impossible_values_name_the_field(values):
         SamplingParams(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stop": 5}, "stop must be a collection of texts, got 5"),
+        ({"stop": ["a", b"b"]}, "stop must be text, not bytes"),
+        ({"stop": "\udcff"}, "stop is not valid text: .* at position 0 cannot be sent"),
+        ({"bad_words": "no"}, "bad_words must be a collection of texts"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be a collection of token ids, got 5"),
+        ({"stop_token_ids": ["5"]}, "stop_token_ids must be token ids, got '5'"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids has the token id -1, out of the range"),
+        ({"logit_bias": [1]}, "logit_bias must map token ids"),
+        ({"logit_bias": {1: "x"}}, "logit_bias must be a finite number"),
+        ({"temperature": "hot"}, "temperature must be a finite number"),
+        ({"max_tokens": 2**32}, "max_tokens is out of range"),
+        ({"seed": 2**64}, "seed is out of range"),
+    ],
+)
+def test_values_of_a_wrong_kind_name_the_field(values, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        SamplingParams(**values)
+
+
 @pytest.mark.parametrize("kinds", [{}, {"json": "{}", "regex": "a"}])
 def test_structured_outputs_need_exactly_one_kind(kinds):
     with pytest.raises(ValueError, match="exactly one"):
@@ -141,6 +163,22 @@ def test_other_prompts_are_refused(prompt):
 @pytest.mark.parametrize("prompt", [[-1], [2**32], [{"rôle": "user"}], [{"role": "user", "text": "x"}]])
 def test_wrong_values_in_prompts_are_refused(prompt):
     with pytest.raises(ValueError, match=r"range|message"):
+        as_proto(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("a\udcff", ValueError, r"prompt is not valid text: '\\udcff' at position 1 cannot be sent as UTF-8"),
+        ([-1], ValueError, "prompt has the token id -1, out of the range from 0 to 4294967295"),
+        ([1, "x"], TypeError, "prompt must be token ids, got 'x' among them"),
+        ([{"role": "user", "content": 5}], TypeError, "content of a chat message must be text, not int"),
+        ([ChatMessage("user", None)], TypeError, "content of a chat message must be text, not NoneType"),
+        ([ChatMessage("user", "\udcff")], ValueError, "content of a chat message is not valid text"),
+    ],
+)
+def test_prompts_that_cannot_be_sent_say_what_is_wrong(prompt, error, message):
+    with pytest.raises(error, match=message):
         as_proto(prompt)
 
 

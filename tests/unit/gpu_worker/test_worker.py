@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
+from gpu_worker.__main__ import _config, _parse
 from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.steps import (
     AllocateCache,
@@ -47,9 +49,20 @@ class Service:
         assert tokens == complete_greedily(self.model, PROMPT, 4)
 
 
-def start_worker(*flags: str) -> subprocess.Popen[str]:
+SWALLOWING_TORCH = """
+import os, sys, time
+try:
+    os.kill(os.getpid(), int(os.environ["SIGNAL_OF_TEST"]))
+    time.sleep(1)
+except BaseException:
+    pass
+print("gpu_worker: the stop was swallowed", file=sys.stderr)
+"""
+
+
+def start_worker(*flags: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gpu_worker", "--device", "cpu", "--threads", "1", *flags]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
@@ -186,6 +199,7 @@ def test_missing_model_fails_with_one_line(tmp_path: Path) -> None:
     [
         (["--scheduler-address", "nonsense"], "cannot connect to scheduler address 'nonsense'"),
         (["--scheduler-address", "ipc:///x", "--threads", "0"], "threads is 0"),
+        (["--scheduler-address", "ipc:///x", "--threads", "100000"], "threads is 100000: it must be at most"),
         (["--scheduler-address", "ipc:///x", "--cpu-memory-gib", "nan"], "cpu memory is nan GiB"),
         (["--scheduler-address", "ipc:///x", "--rank", "2", "--tensor-parallel-size", "2"], "rank 2 of 2: ranks count"),
         (["--scheduler-address", "ipc:///x", "--tensor-parallel-size", "2"], "the same --distributed-address"),
@@ -209,6 +223,32 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process.send_signal(signum)
     assert finish(process) == (0, [])
     assert time.monotonic() - started < STOP_S
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_worker_without_the_gpu_it_should_use_fails_with_one_line() -> None:
+    code, lines = finish(start_worker("--model", "model.gguf", "--scheduler-address", "ipc:///x", "--device", "cuda"))
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].endswith("or use --device cpu")
+
+
+def test_worker_keeps_its_kernels_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_worker", "--model", "m.gguf", "--scheduler-address", "ipc:///x"])
+    for base, expected in (("/caches", "/caches/pagewire"), ("", f"{Path.home()}/.cache/pagewire")):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert _config(_parse()).cache_dir == Path(expected)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_worker_told_to_stop_during_its_imports_ends_at_once(tmp_path: Path, signum: signal.Signals) -> None:
+    (tmp_path / "torch.py").write_text(SWALLOWING_TORCH)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = start_worker(
+        "--model", "m.gguf", "--scheduler-address", "ipc:///x", PYTHONPATH=path, SIGNAL_OF_TEST=str(int(signum))
+    )
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (-signum, "")
 
 
 def test_worker_takes_a_message_to_anybody(service: Service, scheduler: BareScheduler) -> None:

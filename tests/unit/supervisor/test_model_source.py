@@ -91,3 +91,23 @@ def test_dummy_shapes_are_models_that_workers_know(resolve, name):
 def test_an_unknown_dummy_model_names_those_there_are(resolve):
     with pytest.raises(ServiceError, match=r"no dummy model 'x': there are qwen3-0\.6b, qwen3-8b, tiny"):
         resolve("dummy:x")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("~no-such-user/model.gguf", "no such home directory is known; check the path"),
+        ("/" + "x" * 300, "cannot read the model at /x.*: File name too long; check path and permissions"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_one_clear_line(resolve, spec, message):
+    with pytest.raises(ServiceError, match=message):
+        resolve(spec)
+
+
+def test_a_local_model_needs_no_cache(resolve, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF....")
+    (tmp_path / "cache").touch()
+    assert resolve(tmp_path / "tiny.gguf").name == "tiny"
+    with pytest.raises(ServiceError, match=r"cannot keep the demo model in .*cache: .*; set XDG_CACHE_HOME"):
+        resolve("demo")

@@ -1,6 +1,5 @@
-"""Restart policy, run directory and preflight checks: do the small rules hold?"""
+"""Restart policy, run directory and check of packages: do the small rules hold?"""
 
-import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -35,9 +34,37 @@ def test_run_dir_is_private_and_removed():
         assert list((Path(parent) / "new").iterdir()) == []
 
 
-def test_run_dir_too_long_for_sockets_is_refused(tmp_path):
+def test_run_dir_too_long_for_sockets_is_refused_and_not_made(tmp_path):
     with pytest.raises(ServiceError, match="too long"), private_run_dir(tmp_path / ("x" * 100)):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def short_path():
+    """A directory whose path leaves room for socket names, as tmp_path may not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
+
+
+def test_run_dir_of_a_supervisor_that_is_gone_is_removed(short_path):
+    stale, unlocked = short_path / "pagewire-stale123", short_path / "pagewire-other123"
+    stale.mkdir()
+    (stale / "lock").touch()
+    (stale / "gateway-0.sock").touch()
+    unlocked.mkdir()
+    elsewhere = short_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lock").touch()
+    (short_path / "pagewire-link1234").symlink_to(elsewhere)
+    with private_run_dir(short_path) as living:
+        assert not stale.exists()
+        with private_run_dir(short_path):
+            assert living.is_dir()
+        assert living.is_dir()
+    assert not living.exists()
+    assert unlocked.is_dir()
+    assert (elsewhere / "lock").exists()
 
 
 def test_run_dir_in_a_long_temporary_directory_falls_back(tmp_path, monkeypatch):
@@ -53,21 +80,6 @@ def test_run_dir_that_cannot_be_made_is_one_clear_line(tmp_path):
         private_run_dir(tmp_path / "file"),
     ):
         pass
-
-
-@pytest.mark.parametrize("address", ["", "50051", "host", "host:", "host:x", ":1", "host:99999"])
-def test_malformed_addresses_are_refused(address):
-    with pytest.raises(ServiceError, match="no address to listen on"):
-        preflight.check_addresses([address])
-
-
-def test_a_free_address_passes_and_a_taken_one_does_not():
-    preflight.check_addresses(["127.0.0.1:0", "unix:/tmp/x.sock"])
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(ServiceError, match="Address already in use"):
-            preflight.check_addresses([f"127.0.0.1:{taken.getsockname()[1]}"])
 
 
 def test_missing_packages_are_named(monkeypatch):

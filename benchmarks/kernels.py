@@ -202,6 +202,7 @@ def measure_fused_of(tokens: int, ceilings: Ceilings) -> list[Measurement]:
     copies = range(max(2, min(40, ROTATED_BYTES // (tokens * intermediate * 4))))
     norm, head_norm, cos_sin = rand(hidden), rand(HEAD_DIM), torch.randn(4096, HEAD_DIM, device=DEVICE)
     xs = [rand(tokens, hidden) for _ in copies]
+    residuals = [rand(tokens, hidden).float() for _ in copies]
     gate_ups = [rand(tokens, 2 * intermediate) for _ in copies]
     qkvs = [rand(tokens, (heads + 2 * kv_heads) * HEAD_DIM) for _ in copies]
     positions = torch.randint(0, 4096, (tokens,), device=DEVICE)
@@ -212,8 +213,8 @@ def measure_fused_of(tokens: int, ceilings: Ceilings) -> list[Measurement]:
         return kernels.rope_and_cache(qkvs[i], positions, cos_sin, cache, slots, head_norm, head_norm, 1e-6)
 
     runs: tuple[tuple[str, Callable[[int], object], int], ...] = (
-        ("rms_norm", lambda i: kernels.rms_norm(xs[i], norm, 1e-6), 4 * hidden),
-        ("add_rms_norm", lambda i: kernels.add_rms_norm(xs[i], xs[i - 1], norm, 1e-6), 8 * hidden),
+        ("rms_norm", lambda i: kernels.rms_norm(residuals[i], norm, 1e-6), 6 * hidden),
+        ("add_rms_norm", lambda i: kernels.add_rms_norm(xs[i], residuals[i], norm, 1e-6), 12 * hidden),
         ("silu_mul", lambda i: kernels.silu_mul(gate_ups[i]), 6 * intermediate),
         ("rope_and_cache", rope, 4 * (heads + 2 * kv_heads) * HEAD_DIM),
     )
@@ -300,7 +301,7 @@ class Step:
         """[batch, hidden]"""
         kernels, params = self.kernels, AttentionParams(HEAD_DIM**-0.5)
         self.backend.prepare(self.metadata)
-        residual = F.embedding(self.ids, self.embedding)
+        residual = F.embedding(self.ids, self.embedding).float()
         x = kernels.rms_norm(residual, self.norm, 1e-6)
         for (qkv, out, gate_up, down), cache in zip(self.weights, self.caches, strict=True):
             query = kernels.rope_and_cache(

@@ -6,15 +6,15 @@ import torch
 
 
 class Kernels(Protocol):
-    """Fused operations. Outputs are new tensors unless said otherwise; results are in the first input's dtype, sums
-    inside are float32."""
+    """Fused operations. Outputs are new tensors unless said otherwise; results are in the first input's dtype, those of
+    norms in the weight's. Sums inside are float32."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """x / rms(x) * weight, row by row. x: [num_tokens, hidden], weight: [hidden]."""
+        """x / rms(x) * weight, row by row. x: [num_tokens, hidden] float32, weight: [hidden]."""
         ...
 
     def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Add x to residual in place, and return the RMS norm of the sum. x, residual: [num_tokens, hidden]."""
+        """Add x to residual in place, and return the sum's RMS norm. x, residual (float32): [num_tokens, hidden]."""
         ...
 
     def rope_and_cache(

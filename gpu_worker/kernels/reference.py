@@ -15,7 +15,7 @@ class ReferenceKernels:
         """x / rms(x) * weight."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
-        return (wide * weight.float()).to(x.dtype)
+        return (wide * weight.float()).to(weight.dtype)
 
     def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """residual += x; return its RMS norm."""

@@ -15,7 +15,7 @@ _MAX_WARPS = 16
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -> torch.Tensor:
     """See Kernels.rms_norm. x: [num_tokens, hidden], weight: [hidden]."""
     check_contiguous(x, weight)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=weight.dtype)
     rows, size = x.shape
     block, warps = _row_shape(size)
     _norm_kernel[(rows,)](
@@ -40,7 +40,8 @@ def add_rms_norm(
     """See Kernels.add_rms_norm. x, residual: [num_tokens, hidden]; the residual is changed in place."""
     check_contiguous(x, residual, weight)
     assert residual.shape == x.shape
-    out = torch.empty_like(x)
+    assert residual.dtype is torch.float32
+    out = torch.empty_like(x, dtype=weight.dtype)
     rows, size = x.shape
     block, warps = _row_shape(size)
     _norm_kernel[(rows,)](
@@ -77,17 +78,15 @@ def _norm_kernel(
     ADD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """x, residual, out: [num_tokens, SIZE]; weight: [SIZE]. With ADD, residual += x and the sum is normalised."""
+    """x, residual, out: [num_tokens, SIZE]; weight: [SIZE]. With ADD, residual += x, float32, and it is normalised."""
     columns = tl.arange(0, BLOCK)
     inside = columns < SIZE
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
     row = tl.program_id(0).to(tl.int64) * SIZE + columns
-    x = tl.load(x_ptr + row, mask=inside, other=0.0)
+    x = tl.load(x_ptr + row, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        # Rounded as it is stored: the norm must see what the next layer will.
-        x = (x.to(tl.float32) + tl.load(residual_ptr + row, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        x += tl.load(residual_ptr + row, mask=inside, other=0.0)
         tl.store(residual_ptr + row, x, mask=inside)
-    wide = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / SIZE + eps)
-    tl.store(out_ptr + row, (wide * scale * weight).to(x.dtype), mask=inside)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
+    tl.store(out_ptr + row, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)

@@ -96,6 +96,7 @@ def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable
     kernels = TritonKernels(device)
     size, heads = shapes.head_dim, shapes.num_heads + 2 * shapes.num_kv_heads
     x = torch.zeros(1, shapes.hidden, dtype=shapes.dtype, device=device)
+    residual = torch.zeros(1, shapes.hidden, device=device)
     gate_up = torch.zeros(1, 2 * shapes.intermediate, dtype=shapes.dtype, device=device)
     qkv = torch.zeros(1, heads * size, dtype=shapes.dtype, device=device)
     norm = torch.zeros(size, dtype=shapes.dtype, device=device) if shapes.qk_norm else None
@@ -110,8 +111,8 @@ def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable
     return [
         *parts,
         lambda: kernels.sample(logits, sampling),
-        lambda: kernels.rms_norm(x, x[0], _EPS),
-        lambda: kernels.add_rms_norm(x, x, x[0], _EPS),
+        lambda: kernels.rms_norm(residual, x[0], _EPS),
+        lambda: kernels.add_rms_norm(x, residual, x[0], _EPS),
         lambda: kernels.silu_mul(gate_up),
         lambda: kernels.rope_and_cache(qkv, zero, cos_sin, cache, nowhere, norm, norm, _EPS),
     ]

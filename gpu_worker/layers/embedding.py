@@ -15,15 +15,14 @@ class VocabParallelEmbedding:
         self._table = table
         self._first_id = first_id
         self._parallel = context.parallel
-        self._dtype = context.method.compute_dtype
 
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[num_tokens] int64 -> [num_tokens, hidden], a new tensor in the compute dtype."""
+        """[num_tokens] int64 -> [num_tokens, hidden] float32, a new tensor."""
         if self._parallel.world_size == 1:
-            return F.embedding(input_ids, self._table).to(self._dtype)
+            return F.embedding(input_ids, self._table).float()
         local = input_ids - self._first_id
         mine = (local >= 0) & (local < self._table.shape[0])
-        rows = F.embedding(local.where(mine, 0), self._table).to(self._dtype)
+        rows = F.embedding(local.where(mine, 0), self._table).float()
         return self._parallel.all_reduce(rows * mine[:, None])
 
 

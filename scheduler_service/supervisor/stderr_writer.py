@@ -70,10 +70,11 @@ class StderrWriter(io.TextIOBase):
 
 
 @contextmanager
-def guarded_stderr() -> Iterator[StderrWriter]:
+def guarded_stderr(patience_s: float = _FLUSH_S) -> Iterator[StderrWriter]:
     """Give a writer to standard error, which takes what others in this process write there as well.
 
-    Libraries write to the descriptor itself, and would wait for a reader that does not read.
+    Libraries write to the descriptor itself, and would wait for a reader that does not read. At the end what is left
+    has `patience_s` to leave; otherwise it is lost, and so is what is written later.
     """
     try:
         real = os.dup(_STDERR)
@@ -91,8 +92,8 @@ def guarded_stderr() -> Iterator[StderrWriter]:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, _STDERR)
         os.close(nowhere)
-        pump.join(_FLUSH_S)
-        if writer.finish():
+        pump.join(patience_s)
+        if writer.finish(patience_s):
             os.dup2(real, _STDERR)
 
 

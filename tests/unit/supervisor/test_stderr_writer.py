@@ -62,7 +62,7 @@ def test_what_others_write_to_the_descriptor_goes_the_same_way(pipe):
     real = os.dup(2)
     os.dup2(fd, 2)
     try:
-        with guarded_stderr() as writer:
+        with guarded_stderr(patience_s=60) as writer:
             writer.write("one\n")
             os.write(2, b"two\n")
         os.write(2, b"three\n")

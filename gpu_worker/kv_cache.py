@@ -1,5 +1,7 @@
 """How many KV blocks fit the device, and what are they made of?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,29 @@ _DEFAULT_CPU_SHARE = 0.5
 
 class CacheTooSmallError(Exception):
     """There is no memory for the KV blocks that are needed; the message has the numbers."""
+
+
+class ModelTooLargeError(Exception):
+    """The device has too little memory for weights and steps; the message has the numbers."""
+
+
+@contextmanager
+def explaining_memory(doing: str, device: torch.device) -> Iterator[None]:
+    """Say in one line how much memory there is where a GPU's runs out.
+
+    Raises:
+        ModelTooLargeError: it did, while `doing`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        own_bytes = torch.cuda.memory_reserved(device)
+        raise ModelTooLargeError(
+            f"the memory of {device} ran out while {doing}: of {total_bytes / _GIB:.1f} GiB this process has "
+            f"{own_bytes / _GIB:.1f}, others have {(total_bytes - free_bytes - own_bytes) / _GIB:.1f}: serve a smaller "
+            "model, raise --tensor-parallel-size, or lower --max-num-batched-tokens"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from gpu_worker.execution.executor import Drawn, Executor
 from gpu_worker.execution.select import select_executor
 from gpu_worker.input_batch import InputBatch
 from gpu_worker.kernels.select import compiling_kernels, find_native, select_kernels
-from gpu_worker.kv_cache import CacheShape, count_blocks, cpu_budget_bytes, cuda_budget_bytes
+from gpu_worker.kv_cache import CacheShape, count_blocks, cpu_budget_bytes, cuda_budget_bytes, explaining_memory
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup, check_split, even_sizes
 from gpu_worker.process_group import ProcessGroup
@@ -124,7 +124,8 @@ class ModelRunner:
             loaded.executor.release()
             self.kv_caches = []
             on_progress("allocating KV cache", 0, 0)
-            self.kv_caches = loaded.cache.allocate(num_blocks, self._device)
+            with explaining_memory("the KV cache was allocated", self._device):
+                self.kv_caches = loaded.cache.allocate(num_blocks, self._device)
             self._num_blocks = num_blocks
             logger.info(
                 "kv cache allocated blocks=%d gib=%.2f", num_blocks, num_blocks * loaded.cache.block_bytes / 2**30
@@ -170,7 +171,10 @@ class ModelRunner:
         kernels = select_kernels(device, native)
         shape = AttentionShape.of_rank(config, self._parallel, dtype)
         attention = select_backend(settings.attention_backend, shape, engine.block_size, device, native)
-        with compiling_kernels(device, config, self._parallel, dtype, engine.block_size):
+        with (
+            explaining_memory("the weights were loaded", device),
+            compiling_kernels(device, config, self._parallel, dtype, engine.block_size),
+        ):
             model = load_model(
                 settings.model,
                 config,
@@ -200,7 +204,8 @@ class ModelRunner:
 
     def _count_blocks(self, engine: EngineConfig, config: ModelConfig, cache: CacheShape, executor: Executor) -> int:
         started = time.monotonic()
-        step_bytes = executor.measure_bytes()
+        with explaining_memory("the largest step was tried", self._device):
+            step_bytes = executor.measure_bytes()
         if self._device.type == "cpu":
             num_sharing = self._parallel.world_size if self._config.shares_host else 1
             budget_bytes = cpu_budget_bytes(self._config.cpu_memory_gib, num_sharing)

@@ -20,7 +20,7 @@ from gpu_worker.attention.select import AttentionBackendError
 from gpu_worker.config import WorkerConfig
 from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.input_batch import StepBatchError
-from gpu_worker.kv_cache import CacheTooSmallError
+from gpu_worker.kv_cache import CacheTooSmallError, ModelTooLargeError
 from gpu_worker.model_runner import DeviceError, ModelRunner, OnProgress, PendingStep
 from gpu_worker.parallel import RanksLostError
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
@@ -53,6 +53,7 @@ _EXPLAINED = (
     CacheTooSmallError,
     DeviceError,
     ModelLoadError,
+    ModelTooLargeError,
     RanksLostError,
     StepBatchError,
 )

@@ -18,7 +18,10 @@ _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsSource:
-    """The tensors of a model directory; files are mapped, and only the parts asked for are read."""
+    """The tensors of a model directory; files are mapped, one at a time, and only the parts asked for are read.
+
+    What was read of a file leaves the process's memory when another one is mapped: a model may be larger than the memory.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open the files that the index names, or the single file, or all there are.
@@ -27,11 +30,14 @@ class SafetensorsSource:
             ModelLoadError: no file, a missing one, or one that cannot be read.
         """
         self._directory = directory
-        self._files: dict[str, tuple[Path, Any]] = {}
+        self._files: dict[str, Path] = {}
+        self._stored_bytes: dict[str, int] = {}
+        self._mapped: tuple[Path, Any] | None = None
         for path in _find_files(directory):
-            handle = _open(path)
-            self._files.update(dict.fromkeys(handle.keys(), (path, handle)))
-        self._stored_bytes = {name: _stored_bytes(handle, name) for name, (_, handle) in self._files.items()}
+            handle = self._map(path)
+            for name in handle.keys():  # noqa: SIM118 - it is no mapping
+                self._files[name] = path
+                self._stored_bytes[name] = _stored_bytes(handle, name)
 
     @property
     def stored_bytes(self) -> Mapping[str, int]:
@@ -44,8 +50,8 @@ class SafetensorsSource:
         """See TensorSource."""
         if name not in self._files:
             raise missing_tensor(self._directory, name)
-        path, handle = self._files[name]
-        view = handle.get_slice(name)
+        path = self._files[name]
+        view = self._map(path).get_slice(name)
         check_shape(path, name, shape, tuple(view.get_shape()))
         if view.get_dtype() not in _WEIGHT_DTYPES:
             raise ModelLoadError(
@@ -55,6 +61,13 @@ class SafetensorsSource:
         parts = [slice(None) if part is None else slice(part.start, part.stop) for part in (rows, columns)]
         tensor: torch.Tensor = view[tuple(parts[: len(shape)])]
         return tensor
+
+    def _map(self, path: Path) -> Any:
+        """The mapped file, in place of the one mapped before. Tensors of that one keep it mapped until they are gone."""
+        if self._mapped is None or self._mapped[0] != path:
+            self._mapped = None
+            self._mapped = path, _open(path)
+        return self._mapped[1]
 
 
 def _find_files(directory: Path) -> list[Path]:

@@ -49,6 +49,15 @@ def test_shards_are_one_checkpoint(model: PreTrainedModel, tmp_path: Path) -> No
     assert set(source.stored_bytes) == {name for name, _ in model.named_parameters()}
 
 
+def test_one_shard_at_a_time_is_mapped(model: PreTrainedModel, tmp_path: Path) -> None:
+    files = shard(model, tmp_path)
+    source = SafetensorsSource(tmp_path)
+    for name, parameter in model.named_parameters():
+        source.read(name, tuple(parameter.shape))
+        maps = Path("/proc/self/maps").read_text()
+        assert sum(str(file) in maps for file in files) == 1
+
+
 def test_shards_without_an_index_are_one_checkpoint(model: PreTrainedModel, tmp_path: Path) -> None:
     shard(model, tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from gpu_worker.kv_cache import CacheShape, CacheTooSmallError, count_blocks, cpu_budget_bytes
+from gpu_worker.kv_cache import (
+    CacheShape,
+    CacheTooSmallError,
+    ModelTooLargeError,
+    count_blocks,
+    cpu_budget_bytes,
+    explaining_memory,
+)
 
 SHAPE = CacheShape(num_layers=3, block_size=16, num_kv_heads=2, head_dim=8, dtype=torch.float32)
 BLOCK_BYTES = 2 * 3 * 16 * 2 * 8 * 4
@@ -48,3 +55,11 @@ def test_cpu_budget_is_what_was_asked_for_or_within_the_machine(monkeypatch: pyt
     assert 0 < cpu_budget_bytes(None, 1) < 2**50
     monkeypatch.setattr("gpu_worker.kv_cache.available_memory_bytes", lambda: 600)
     assert [cpu_budget_bytes(None, num_ranks) for num_ranks in (1, 2, 3)] == [300, 150, 100]
+
+
+def test_a_gpu_whose_memory_runs_out_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70 << 30)
+    message = "the memory of cuda ran out while trying: of 80.0 GiB this process has 70.0, others have 9.0"
+    with pytest.raises(ModelTooLargeError, match=message), explaining_memory("trying", torch.device("cuda")):
+        raise torch.OutOfMemoryError

@@ -20,7 +20,7 @@ _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 class SafetensorsSource:
     """The tensors of a model directory; files are mapped, one at a time, and only the parts asked for are read.
 
-    What was read of a file leaves the process's memory when another one is mapped: a model may be larger than the memory.
+    What was read of a file leaves the process's memory when another one is mapped: a model may be larger than that.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,7 +63,7 @@ class SafetensorsSource:
         return tensor
 
     def _map(self, path: Path) -> Any:
-        """The mapped file, in place of the one mapped before. Tensors of that one keep it mapped until they are gone."""
+        """The mapped file, in place of the one mapped before, which stays mapped as long as tensors of it are there."""
         if self._mapped is None or self._mapped[0] != path:
             self._mapped = None
             self._mapped = path, _open(path)

@@ -62,18 +62,13 @@ def bench_offline(
         events.append(run_event(time.monotonic() - run.wall_s, run.wall_s))
 
     with traced(trace) as (flags, events), service_addresses([], model, [*context.args, *flags]) as addresses:
-        asked = (
-            nano_workload(count)
-            if workload is WorkloadName.NANO
-            else random_workload(
-                count,
-                input_len,
-                output_len,
-                temperature=temperature,
-                seed=seed,
-                vocab_size=read_vocab_size(addresses[0]),
+        if workload is WorkloadName.NANO:
+            asked = nano_workload(count)
+        else:
+            vocab_size = read_vocab_size(addresses[0])
+            asked = random_workload(
+                count, input_len, output_len, temperature=temperature, seed=seed, vocab_size=vocab_size
             )
-        )
         report = asyncio.run(
             run_offline(
                 addresses[0],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pagewire.ipc.requests import Ended, EndReason, StepTokens
+from pagewire.ipc.requests import Ended, EndReason, Started, StepTokens
 from scheduler_service.core.sequence import Sequence
 
 
@@ -14,6 +14,7 @@ class _News:
     stream_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
 
 
 class OutputCollector:
@@ -21,6 +22,11 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._news: defaultdict[bytes, _News] = defaultdict(_News)
+
+    def add_start(self, sequence: Sequence) -> None:
+        """The sequence runs for the first time."""
+        started = Started(sequence.stream_id, sequence.num_cached_tokens or 0)
+        self._news[sequence.gateway].started.append(started)
 
     def add_tokens(self, drawn: list[tuple[Sequence, int]]) -> None:
         """Each of these sequences produced a token."""
@@ -50,6 +56,7 @@ class OutputCollector:
                     stream_ids=np.array(news.stream_ids, dtype="<u4").tobytes(),
                     token_ids=np.array(news.token_ids, dtype="<i4").tobytes(),
                     ended=news.ended,
+                    started=news.started,
                 ),
             )
             for gateway, news in self._news.items()

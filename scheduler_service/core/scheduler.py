@@ -158,10 +158,13 @@ class Scheduler:
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
         while budget > 0 and (waiting := self._waiting.peek()) is not None:
+            is_first_run = waiting.num_cached_tokens is None
             new_slot = self._running.admit(waiting)
             if new_slot is None:
                 break
             self._waiting.pop()
+            if is_first_run:
+                self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks

@@ -10,7 +10,7 @@ from pagewire.ipc.steps import SchedulerStepMessage
 
 logger = logging.getLogger(__name__)
 
-_RECONNECT_MS = 50
+_RECONNECT_MS = 20
 
 
 class AddressError(Exception):
@@ -38,6 +38,10 @@ class SchedulerLink:
         # What cannot be delivered now is not kept for a scheduler to come: it would be of no use to it.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -45,8 +49,11 @@ class SchedulerLink:
             raise AddressError(f"cannot connect to scheduler address {address!r}: {error.strerror}") from error
 
     def receive(self, timeout_s: float) -> Envelope[SchedulerStepMessage] | None:
-        """The next message for this worker, or None if there is none in time."""
-        if self._socket.poll(int(timeout_s * 1000)) == 0:
+        """The next message for this worker, or None if there is none in time, or if a scheduler has just connected."""
+        ready = dict(self._poller.poll(int(timeout_s * 1000)))
+        if self._monitor in ready:
+            self._monitor.recv_multipart()
+        if self._socket not in ready:
             return None
         frames = self._socket.recv_multipart()
         try:
@@ -75,5 +82,7 @@ class SchedulerLink:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close, giving what was sent last this much time to leave."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=int(linger_s * 1000))
         self._context.term()

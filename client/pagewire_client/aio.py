@@ -1,35 +1,37 @@
 """How does asyncio code talk to a service? `AsyncClient`, and the `AsyncStream` its streaming call returns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
 
-from pagewire.v1 import inference_pb2, inference_pb2_grpc
+from pagewire.v1 import generate_pb2, inference_pb2
 from pagewire_client import conversion, unary
 from pagewire_client.assembly import Assembly
 from pagewire_client.channel import DEFAULT_ADDRESS, open_aio_channel, pick_timeout
-from pagewire_client.errors import from_rpc_error
+from pagewire_client.errors import RequestError, from_rpc_error
+from pagewire_client.gateways import Gateways
 from pagewire_client.params import RequestOptions, SamplingParams
 from pagewire_client.prompts import Prompt
 from pagewire_client.readiness import Readiness
 from pagewire_client.retry import Attempts, RetryPolicy
 from pagewire_client.types import Accepted, Chunk, Completion, Model, Progress, ServerInfo, Tokens
 
-_Response = TypeVar("_Response")
+OpenCall = Callable[[generate_pb2.GenerateRequest, float | None], Any]
 
 
 class AsyncClient:
     """A connection to one service, used from the event loop it was made in.
 
     Args:
-        address: "HOST:PORT", "unix:/path" or any gRPC target.
+        address: "HOST:PORT", "unix:/path" or any gRPC target; several, with commas between them, are gateways of one
+            service, which take calls in turn.
         credentials: TLS credentials; plaintext without.
         timeout_s: deadline of calls that name none; None means no limit.
-        retry: what to do when the service is UNAVAILABLE.
+        retry: what to do when the service is UNAVAILABLE; streams are then resumed where they broke off.
     """
 
     def __init__(
@@ -40,8 +42,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self._channel = open_aio_channel(address, credentials)
-        self._stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._gateways = Gateways(address, lambda target: open_aio_channel(target, credentials))
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
 
@@ -62,13 +63,11 @@ class AsyncClient:
         """Run a prompt and iterate over its output as it is made. Close the stream to stop early."""
         request = conversion.generate_request(prompt, params, options)
         attempts = Attempts(self._retry, pick_timeout(options, self._timeout_s))
-        return AsyncStream(lambda timeout_s: self._stub.Generate(request, timeout=timeout_s), attempts)
+        return AsyncStream(self._open_generate, request, attempts)
 
     async def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> Tokens:
         """Token ids that `generate` would give the model for this text or chat."""
-        return unary.tokens(
-            await self._call(self._stub.Tokenize, unary.tokenize_request(prompt, model, add_special_tokens))
-        )
+        return unary.tokens(await self._call("Tokenize", unary.tokenize_request(prompt, model, add_special_tokens)))
 
     async def detokenize(
         self, token_ids: Sequence[int], *, model: str = "", skip_special_tokens: bool | None = None
@@ -77,20 +76,18 @@ class AsyncClient:
         request = inference_pb2.DetokenizeRequest(
             model=model, token_ids=token_ids, skip_special_tokens=skip_special_tokens
         )
-        response: inference_pb2.DetokenizeResponse = await self._call(self._stub.Detokenize, request)
+        response: inference_pb2.DetokenizeResponse = await self._call("Detokenize", request)
         return response.text
 
     async def list_models(self) -> list[Model]:
         """Served models; the first is the default."""
-        response: inference_pb2.ListModelsResponse = await self._call(
-            self._stub.ListModels, inference_pb2.ListModelsRequest()
-        )
+        response: inference_pb2.ListModelsResponse = await self._call("ListModels", inference_pb2.ListModelsRequest())
         return [conversion.model(model) for model in response.models]
 
     async def server_info(self) -> ServerInfo:
         """State and limits of the service."""
         response: inference_pb2.GetServerInfoResponse = await self._call(
-            self._stub.GetServerInfo, inference_pb2.GetServerInfoRequest()
+            "GetServerInfo", inference_pb2.GetServerInfoRequest()
         )
         return conversion.server_info(response)
 
@@ -106,7 +103,8 @@ class AsyncClient:
         while True:
             request = inference_pb2.GetServerInfoRequest()
             try:
-                info = conversion.server_info(await self._stub.GetServerInfo(request, timeout=readiness.call_timeout_s))
+                stub = self._gateways.next_stub()
+                info = conversion.server_info(await stub.GetServerInfo(request, timeout=readiness.call_timeout_s))
             except grpc.RpcError as error:
                 readiness.failed(from_rpc_error(error))
             else:
@@ -116,7 +114,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; open streams end with CANCELLED."""
-        await self._channel.close()
+        for channel in self._gateways.channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,25 +125,29 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: Callable[..., Awaitable[_Response]], request: object) -> _Response:
+    async def _call(self, method: str, request: object) -> Any:
         attempts = Attempts(self._retry, self._timeout_s)
         while True:
             try:
-                return await method(request, timeout=attempts.remaining_s())
+                return await getattr(self._gateways.next_stub(), method)(request, timeout=attempts.remaining_s())
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.wait_after(from_rpc_error(error)))
 
+    def _open_generate(self, request: generate_pb2.GenerateRequest, timeout_s: float | None) -> Any:
+        return self._gateways.next_stub().Generate(request, timeout=timeout_s)
+
 
 class AsyncStream(AsyncIterator[Chunk]):
-    """The output of one request, in order. Also a context manager that closes itself.
+    """The output of one request, in order, over as many calls as it takes. Also a context manager that closes itself.
 
     `completion` is set once the stream has ended; `accepted` once the server took the request.
     """
 
-    def __init__(self, open_call: Callable[[float | None], Any], attempts: Attempts) -> None:
+    def __init__(self, open_call: OpenCall, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
         self._open_call = open_call
+        self._request = request
         self._attempts = attempts
-        self._call = open_call(attempts.remaining_s())
+        self._call = open_call(request, attempts.remaining_s())
         self._assembly = Assembly()
         self._closed = False
 
@@ -170,6 +173,7 @@ class AsyncStream(AsyncIterator[Chunk]):
                 else:
                     chunk = self._assembly.add(event)
                     if chunk is not None:
+                        self._attempts.made_progress()
                         return chunk
         raise StopAsyncIteration
 
@@ -204,12 +208,17 @@ class AsyncStream(AsyncIterator[Chunk]):
             raise self._assembly.cut_off()
 
     async def _retry(self, error: grpc.RpcError) -> None:
+        """Go on with the stream after the output that has come, or raise the error."""
         if self._closed:
             return
         failure = from_rpc_error(error)
-        if self._assembly.has_output:
+        request = self._assembly.continuing(self._request)
+        try:
+            if request is None:
+                raise failure from None
+            await asyncio.sleep(self._attempts.wait_after(failure, resumes=request.HasField("resume")))
+        except RequestError:
             self._closed = True
-            raise failure from None
-        await asyncio.sleep(self._attempts.wait_after(failure))
-        self._assembly = Assembly()
-        self._call = self._open_call(self._attempts.remaining_s())
+            raise
+        if not self._closed:
+            self._call = self._open_call(request, self._attempts.remaining_s())

@@ -38,6 +38,22 @@ class Assembly:
             self.completion = self._finish(event.finished)
         return None
 
+    def continuing(self, request: generate_pb2.GenerateRequest) -> generate_pb2.GenerateRequest | None:
+        """The request that goes on with this broken stream; None: nothing can.
+
+        Args:
+            request: the one that began it.
+        """
+        if self.accepted is None or self._outputs.keys() - {0}:
+            return None if self.has_output else request
+        received = self._outputs.get(0, _Output()).token_ids
+        again = generate_pb2.GenerateRequest()
+        again.CopyFrom(request)
+        again.resume.request_id = self.accepted.request_id
+        again.resume.seed = self.accepted.seed
+        again.resume.received_token_ids.extend(received)
+        return again
+
     def cut_off(self) -> RequestError:
         """The error for a stream that closed with OK but without its last event."""
         return make_error(grpc.StatusCode.DATA_LOSS, "the stream ended without a Finished event")

@@ -9,7 +9,7 @@ from pagewire_client.params import RequestOptions
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-# Our own retries follow the first-token rule, so gRPC's are off; a restarted gateway is to be found again within
+# Our own retries resume streams, so gRPC's are off; a restarted gateway is to be found again within
 # seconds, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.enable_retries", 0),
@@ -21,20 +21,29 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
 )
 
 
+# A name stands for all gateways behind it.
+_NAME_SCHEME = "dns:"
+_ALL_OF_A_NAME = ("grpc.lb_policy_name", "round_robin")
+
+
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     """Open a channel to "HOST:PORT", "unix:/path" or any gRPC target; without credentials it is plaintext."""
     if credentials is None:
-        return grpc.insecure_channel(address, _OPTIONS)
-    return grpc.secure_channel(address, credentials, _OPTIONS)
+        return grpc.insecure_channel(address, _options(address))
+    return grpc.secure_channel(address, credentials, _options(address))
 
 
 def open_aio_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     """The same for asyncio; the caller's event loop must be running."""
     if credentials is None:
-        return grpc.aio.insecure_channel(address, _OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, _OPTIONS)
+        return grpc.aio.insecure_channel(address, _options(address))
+    return grpc.aio.secure_channel(address, credentials, _options(address))
 
 
 def pick_timeout(options: RequestOptions, default_s: float | None) -> float | None:
     """The call's own timeout if it names one (None: no limit), else the client's."""
     return options.get("timeout", default_s)
+
+
+def _options(address: str) -> Sequence[tuple[str, int | str]]:
+    return (*_OPTIONS, _ALL_OF_A_NAME) if address.startswith(_NAME_SCHEME) else _OPTIONS

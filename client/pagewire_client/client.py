@@ -3,32 +3,34 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 
-from pagewire.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
+from pagewire.v1 import generate_pb2, inference_pb2
 from pagewire_client import conversion, unary
 from pagewire_client.assembly import Assembly
 from pagewire_client.channel import DEFAULT_ADDRESS, open_channel, pick_timeout
-from pagewire_client.errors import from_rpc_error
+from pagewire_client.errors import RequestError, from_rpc_error
+from pagewire_client.gateways import Gateways
 from pagewire_client.params import RequestOptions, SamplingParams
 from pagewire_client.prompts import Prompt
 from pagewire_client.readiness import Readiness
 from pagewire_client.retry import Attempts, RetryPolicy
 from pagewire_client.types import Accepted, Chunk, Completion, Model, Progress, ServerInfo, Tokens
 
-_Response = TypeVar("_Response")
+OpenCall = Callable[[generate_pb2.GenerateRequest, float | None], Any]
 
 
 class Client:
     """A connection to one service. Safe to share between threads.
 
     Args:
-        address: "HOST:PORT", "unix:/path" or any gRPC target.
+        address: "HOST:PORT", "unix:/path" or any gRPC target; several, with commas between them, are gateways of one
+            service, which take calls in turn.
         credentials: TLS credentials; plaintext without.
         timeout_s: deadline of calls that name none; None means no limit.
-        retry: what to do when the service is UNAVAILABLE.
+        retry: what to do when the service is UNAVAILABLE; streams are then resumed where they broke off.
     """
 
     def __init__(
@@ -39,8 +41,7 @@ class Client:
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self._channel = open_channel(address, credentials)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._gateways = Gateways(address, lambda target: open_channel(target, credentials))
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
 
@@ -60,27 +61,28 @@ class Client:
         """Run a prompt and iterate over its output as it is made. Close the stream to stop early."""
         request = conversion.generate_request(prompt, params, options)
         attempts = Attempts(self._retry, pick_timeout(options, self._timeout_s))
-        return Stream(lambda timeout_s: self._stub.Generate(request, timeout=timeout_s), attempts)
+        return Stream(self._open_generate, request, attempts)
 
     def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> Tokens:
         """Token ids that `generate` would give the model for this text or chat."""
-        return unary.tokens(self._call(self._stub.Tokenize, unary.tokenize_request(prompt, model, add_special_tokens)))
+        return unary.tokens(self._call("Tokenize", unary.tokenize_request(prompt, model, add_special_tokens)))
 
     def detokenize(self, token_ids: Sequence[int], *, model: str = "", skip_special_tokens: bool | None = None) -> str:
         """Text of token ids."""
         request = inference_pb2.DetokenizeRequest(
             model=model, token_ids=token_ids, skip_special_tokens=skip_special_tokens
         )
-        return self._call(self._stub.Detokenize, request).text
+        response: inference_pb2.DetokenizeResponse = self._call("Detokenize", request)
+        return response.text
 
     def list_models(self) -> list[Model]:
         """Served models; the first is the default."""
-        response = self._call(self._stub.ListModels, inference_pb2.ListModelsRequest())
+        response = self._call("ListModels", inference_pb2.ListModelsRequest())
         return [conversion.model(model) for model in response.models]
 
     def server_info(self) -> ServerInfo:
         """State and limits of the service."""
-        return conversion.server_info(self._call(self._stub.GetServerInfo, inference_pb2.GetServerInfoRequest()))
+        return conversion.server_info(self._call("GetServerInfo", inference_pb2.GetServerInfoRequest()))
 
     def wait_until_ready(
         self, timeout_s: float | None = None, on_progress: Callable[[Progress], None] | None = None
@@ -93,7 +95,9 @@ class Client:
         readiness = Readiness(timeout_s, on_progress)
         while True:
             try:
-                call = self._stub.GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=readiness.call_timeout_s)
+                call = self._gateways.next_stub().GetServerInfo(
+                    inference_pb2.GetServerInfoRequest(), timeout=readiness.call_timeout_s
+                )
                 info = conversion.server_info(call)
             except grpc.RpcError as error:
                 readiness.failed(from_rpc_error(error))
@@ -104,7 +108,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; open streams end with CANCELLED."""
-        self._channel.close()
+        for channel in self._gateways.channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -114,25 +119,29 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, method: Callable[..., _Response], request: object) -> _Response:
+    def _call(self, method: str, request: object) -> Any:
         attempts = Attempts(self._retry, self._timeout_s)
         while True:
             try:
-                return method(request, timeout=attempts.remaining_s())
+                return getattr(self._gateways.next_stub(), method)(request, timeout=attempts.remaining_s())
             except grpc.RpcError as error:
                 time.sleep(attempts.wait_after(from_rpc_error(error)))
 
+    def _open_generate(self, request: generate_pb2.GenerateRequest, timeout_s: float | None) -> Any:
+        return self._gateways.next_stub().Generate(request, timeout=timeout_s)
+
 
 class Stream(Iterator[Chunk]):
-    """The output of one request, in order. Also a context manager that closes itself.
+    """The output of one request, in order, over as many calls as it takes. Also a context manager that closes itself.
 
     `completion` is set once the stream has ended; `accepted` once the server took the request.
     """
 
-    def __init__(self, open_call: Callable[[float | None], Any], attempts: Attempts) -> None:
+    def __init__(self, open_call: OpenCall, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
         self._open_call = open_call
+        self._request = request
         self._attempts = attempts
-        self._call = open_call(attempts.remaining_s())
+        self._call = open_call(request, attempts.remaining_s())
         self._assembly = Assembly()
         self._closed = False
 
@@ -157,6 +166,7 @@ class Stream(Iterator[Chunk]):
             else:
                 chunk = self._assembly.add(event)
                 if chunk is not None:
+                    self._attempts.made_progress()
                     return chunk
         raise StopIteration
 
@@ -191,12 +201,17 @@ class Stream(Iterator[Chunk]):
             raise self._assembly.cut_off()
 
     def _retry(self, error: grpc.RpcError) -> None:
+        """Go on with the stream after the output that has come, or raise the error."""
         if self._closed:
             return
         failure = from_rpc_error(error)
-        if self._assembly.has_output:
+        request = self._assembly.continuing(self._request)
+        try:
+            if request is None:
+                raise failure from None
+            time.sleep(self._attempts.wait_after(failure, resumes=request.HasField("resume")))
+        except RequestError:
             self._closed = True
-            raise failure from None
-        time.sleep(self._attempts.wait_after(failure))
-        self._assembly = Assembly()
-        self._call = self._open_call(self._attempts.remaining_s())
+            raise
+        if not self._closed:
+            self._call = self._open_call(request, self._attempts.remaining_s())

@@ -55,7 +55,7 @@ class LLM:
         self._service = LocalService(model, flags=flags)
         self._service.wait_until_ready(start_timeout_s)
         self._loop = _LoopThread()
-        self._client = self._loop.run(_open(self._service.addresses[0]))
+        self._client = self._loop.run(_open(",".join(self._service.addresses)))
         self._finalizer = weakref.finalize(self, _close, self._loop, self._client, self._service)
 
     @property

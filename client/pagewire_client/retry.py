@@ -1,4 +1,4 @@
-"""When is a failed call tried again? On UNAVAILABLE, before the first token, with exponential backoff."""
+"""When is a failed call tried again, or a broken stream resumed? On UNAVAILABLE, with exponential backoff."""
 
 import random
 import time
@@ -11,9 +11,14 @@ from pagewire_client.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Waits initial_backoff_s, then twice that and so on up to max_backoff_s, each plus or minus 20 %."""
+    """Waits initial_backoff_s, then twice that and so on up to max_backoff_s, each plus or minus 20 %.
+
+    The last of max_attempts failures in a row is raised. A stream that was accepted has more to lose: it is given up
+    after max_resume_attempts, long enough for a gateway to start again. Output that comes begins the row anew.
+    """
 
     max_attempts: int = 6
+    max_resume_attempts: int = 16
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
 
@@ -23,7 +28,7 @@ class RetryPolicy:
         return max(backoff * random.uniform(0.8, 1.2), asked_s or 0.0)  # noqa: S311 (jitter, not a secret)
 
 
-NO_RETRY = RetryPolicy(max_attempts=1)
+NO_RETRY = RetryPolicy(max_attempts=1, max_resume_attempts=1)
 
 
 class Attempts:
@@ -38,14 +43,19 @@ class Attempts:
         """Seconds until the deadline, None without one."""
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
-    def wait_after(self, error: RequestError) -> float:
-        """Seconds to wait before trying again.
+    def made_progress(self) -> None:
+        """Output came: failures before it are forgiven."""
+        self._num_failures = 0
+
+    def wait_after(self, error: RequestError, *, resumes: bool = False) -> float:
+        """Seconds to wait before trying again, or before resuming.
 
         Raises:
             RequestError: the given error, if it is final, attempts are used up, or the deadline comes first.
         """
         self._num_failures += 1
-        if error.code is not grpc.StatusCode.UNAVAILABLE or self._num_failures >= self._policy.max_attempts:
+        most = self._policy.max_resume_attempts if resumes else self._policy.max_attempts
+        if error.code is not grpc.StatusCode.UNAVAILABLE or self._num_failures >= most:
             raise error
         wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s)
         remaining_s = self.remaining_s()

@@ -47,6 +47,12 @@ def _parse() -> argparse.Namespace:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--prefix-caching", action=switch, default=True, help="share blocks between requests")
     parser.add_argument("--async-scheduling", action=switch, default=True, help="schedule one step ahead")
+    parser.add_argument(
+        "--orphan-grace-s",
+        type=float,
+        default=defaults.orphan_grace_s,
+        help="seconds that sequences run on when their gateway is gone, for callers who resume them",
+    )
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
@@ -62,6 +68,7 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         tensor_parallel_size=arguments.tensor_parallel_size,
         prefix_caching=arguments.prefix_caching,
         async_scheduling=arguments.async_scheduling,
+        orphan_grace_s=arguments.orphan_grace_s,
     )
 
 

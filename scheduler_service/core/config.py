@@ -8,7 +8,8 @@ class SchedulerConfig:
     """Settings of one scheduler. Counts are of tokens, sequences or blocks as named.
 
     `max_model_len` None: the model's own. `num_blocks` None: what the workers have room for. With
-    `async_scheduling` the next step is sent while one runs.
+    `async_scheduling` the next step is sent while one runs. Sequences whose gateway is gone run on for
+    `orphan_grace_s`, at most `max_orphans` of them with `max_orphan_tokens` when they are taken in.
 
     Raises:
         ValueError: the sizes contradict each other; the message says which and what to change.
@@ -22,6 +23,9 @@ class SchedulerConfig:
     tensor_parallel_size: int = 1
     prefix_caching: bool = True
     async_scheduling: bool = True
+    orphan_grace_s: float = 10.0
+    max_orphans: int = 1024
+    max_orphan_tokens: int = 1 << 20
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
@@ -31,6 +35,9 @@ class SchedulerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: it must be at least 1, or unset")
+        for name in ("orphan_grace_s", "max_orphans", "max_orphan_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "

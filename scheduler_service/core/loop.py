@@ -26,6 +26,7 @@ from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.gateways import Gateways
+from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from scheduler_service.core.sockets import Server
 from scheduler_service.core.worker_group import WorkerGroup
@@ -120,7 +121,8 @@ class SchedulerLoop:
             logger.warning("message from a gateway that did not greet dropped")
         elif isinstance(message, Goodbye):
             self._gateways.part(gateway)
-            self._forget([gateway])
+            if self._scheduler is not None:
+                self._scheduler.abort_gateway(gateway)
         elif isinstance(message, Submit):
             self._submit(gateway, message)
         elif isinstance(message, Abort) and self._scheduler is not None:
@@ -136,7 +138,7 @@ class SchedulerLoop:
                 self._forget([gateway])
 
     def _admit(self, gateway: bytes, submit: Submit) -> Refusal | None:
-        """Queue the request, or say why not."""
+        """Queue the request, or go on with its sequence, or say why not."""
         if self._scheduler is None or self._limits is None or self._group.model is None:
             return Refusal(RejectReason.UNAVAILABLE, "", "the engine is still starting")
         if self._scheduler.has(gateway, submit.stream_id):
@@ -144,14 +146,21 @@ class SchedulerLoop:
         max_total_tokens = check(submit, self._limits, self._group.model)
         if isinstance(max_total_tokens, Refusal):
             return max_total_tokens
-        self._scheduler.add(gateway, submit, max_total_tokens)
-        return None
+        running = self._scheduler.find(submit.request_id) if submit.resumes else None
+        if running is None:
+            self._scheduler.add(gateway, submit, max_total_tokens)
+            return None
+        refusal = check_resume(running, submit, max_total_tokens)
+        if refusal is None:
+            logger.info("request resumed request_id=%s num_tokens=%d", submit.request_id, len(running.token_ids))
+            self._scheduler.attach(running, gateway, submit)
+        return refusal
 
     def _forget(self, gateways: list[bytes]) -> None:
-        """Gateways are gone: end what they asked for."""
+        """Gateways are gone: what they asked for waits a while for callers who resume it."""
         if self._scheduler is not None:
             for gateway in gateways:
-                self._scheduler.abort_gateway(gateway)
+                self._scheduler.orphan_gateway(gateway, time.time())
 
     # ---- workers --------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
-from pagewire.ipc.requests import Ended, EndReason, StepTokens
-from scheduler_service.core.sequence import Sequence
+from pagewire.ipc.requests import Ended, EndReason, Started, StepTokens
+from scheduler_service.core.sequence import NOBODY, Sequence
 
 
 @dataclass(slots=True)
@@ -14,6 +15,7 @@ class _News:
     stream_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+    started: list[Started] = field(default_factory=list)
 
 
 class OutputCollector:
@@ -21,6 +23,11 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._news: defaultdict[bytes, _News] = defaultdict(_News)
+
+    def add_start(self, sequence: Sequence) -> None:
+        """The sequence runs for the first time."""
+        started = Started(sequence.stream_id, sequence.num_cached_tokens or 0)
+        self._news[sequence.gateway].started.append(started)
 
     def add_tokens(self, drawn: list[tuple[Sequence, int]]) -> None:
         """Each of these sequences produced a token."""
@@ -37,10 +44,28 @@ class OutputCollector:
     ) -> None:
         """The sequence's last word."""
         ended = Ended(sequence.stream_id, reason, stop_token_id, sequence.num_cached_tokens or 0, detail)
+        sequence.ended = ended
         self._news[sequence.gateway].ended.append(ended)
 
+    def add_replacement(self, sequence: Sequence) -> None:
+        """The sequence is about to go on in another stream: the last word to this one."""
+        ended = Ended(sequence.stream_id, EndReason.REPLACED, None, sequence.num_cached_tokens or 0, "")
+        self._news[sequence.gateway].ended.append(ended)
+
+    def add_history(self, sequence: Sequence, num_received: int) -> None:
+        """All that a stream must be told which goes on with this sequence; it has received so many of its tokens."""
+        if sequence.num_cached_tokens is not None:
+            self.add_start(sequence)
+        news = self._news[sequence.gateway]
+        missing = sequence.token_ids[num_received:].tolist()
+        news.stream_ids += [sequence.stream_id] * len(missing)
+        news.token_ids += missing
+        if sequence.ended is not None:
+            news.ended.append(msgspec.structs.replace(sequence.ended, stream_id=sequence.stream_id))
+
     def flush(self) -> list[tuple[bytes, StepTokens]]:
-        """One message per gateway with news; the collector is empty afterwards."""
+        """One message per gateway with news; the collector is empty afterwards. News for nobody are dropped."""
+        self._news.pop(NOBODY, None)
         if not self._news:
             return []
         messages = [
@@ -50,6 +75,7 @@ class OutputCollector:
                     stream_ids=np.array(news.stream_ids, dtype="<u4").tobytes(),
                     token_ids=np.array(news.token_ids, dtype="<i4").tobytes(),
                     ended=news.ended,
+                    started=news.started,
                 ),
             )
             for gateway, news in self._news.items()

@@ -12,9 +12,10 @@ import numpy as np
 from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
 from pagewire.ipc.steps import StepBatch, StepOutput
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.orphans import Orphans
 from scheduler_service.core.outputs import OutputCollector
 from scheduler_service.core.running_set import RunningSet
-from scheduler_service.core.sequence import Sequence, Status
+from scheduler_service.core.sequence import NOBODY, Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
 from scheduler_service.core.step_plan import StepInFlight
 from scheduler_service.core.waiting_queue import WaitingQueue
@@ -35,6 +36,9 @@ class Scheduler:
         self.config = config
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[tuple[bytes, int], Sequence] = {}
+        self._by_request_id: dict[str, Sequence] = {}
+        self._orphans = Orphans(config)
+        self._num_orphaned = 0
         self._waiting = WaitingQueue()
         self._running = RunningSet(config, num_blocks, self._waiting.push)
         self._in_flight: deque[StepInFlight] = deque()
@@ -66,6 +70,7 @@ class Scheduler:
         )
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
+        self._by_request_id[submit.request_id] = sequence
         self._waiting.push(sequence)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
@@ -79,15 +84,18 @@ class Scheduler:
             self._end(sequence)
 
     def abort_gateway(self, gateway: bytes) -> None:
-        """End every sequence of a gateway that is gone."""
+        """End every sequence of a gateway that took its leave."""
         for owner, stream_id in [key for key in self._sequences if key[0] == gateway]:
             self.abort(owner, stream_id)
 
     def expire(self, now_s: float) -> None:
-        """End every sequence whose deadline (Unix time) has passed."""
+        """End every sequence whose deadline (Unix time) has passed, and orphans that nobody has resumed in time."""
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and sequence.deadline_s <= now_s:
                 self._outputs.add_end(sequence, EndReason.DEADLINE)
+                self._end(sequence)
+        for sequence in self._orphans.let_go_expired(now_s):
+            if not sequence.is_over:
                 self._end(sequence)
 
     @property
@@ -104,6 +112,39 @@ class Scheduler:
         """Sequences with and without a slot, and blocks that could be given out."""
         num_running = self._running.num_held_slots
         return Load(num_running, max(len(self._sequences) - num_running, 0), self._running.blocks.num_available)
+
+    # ---- sequences that outlive their gateway ----------------------------------------------------------------------
+
+    def orphan_gateway(self, gateway: bytes, now_s: float) -> None:
+        """A gateway is gone: its sequences run on for a while, so that their callers can resume them elsewhere."""
+        for owner, stream_id in [key for key in self._sequences if key[0] == gateway]:
+            sequence = self._sequences[owner, stream_id]
+            if self._orphans.take_in(sequence, now_s):
+                self._num_orphaned += 1
+                self._rehome(sequence, NOBODY, self._num_orphaned)
+            else:
+                self._end(sequence)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of this request that a caller may go on with: one that runs, or an orphan that is complete."""
+        sequence = self._orphans.find(request_id) or self._by_request_id.get(request_id)
+        is_resumable = sequence is not None and (not sequence.is_over or sequence.is_complete)
+        return sequence if is_resumable else None
+
+    def attach(self, sequence: Sequence, gateway: bytes, submit: Submit) -> None:
+        """Go on with a sequence in another stream, which is told what its caller lacks; the old one is replaced."""
+        if sequence.gateway != NOBODY:
+            self._outputs.add_replacement(sequence)
+        self._orphans.let_go(sequence)
+        self._rehome(sequence, gateway, submit.stream_id)
+        sequence.deadline_s = submit.deadline_s
+        self._outputs.add_history(sequence, len(submit.token_ids) // 4)
+
+    def _rehome(self, sequence: Sequence, gateway: bytes, stream_id: int) -> None:
+        if not sequence.is_over:
+            del self._sequences[sequence.gateway, sequence.stream_id]
+            self._sequences[gateway, stream_id] = sequence
+        sequence.gateway, sequence.stream_id = gateway, stream_id
 
     # ---- the next step --------------------------------------------------------------------------------------------
 
@@ -158,10 +199,13 @@ class Scheduler:
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
         while budget > 0 and (waiting := self._waiting.peek()) is not None:
+            is_first_run = waiting.num_cached_tokens is None
             new_slot = self._running.admit(waiting)
             if new_slot is None:
                 break
             self._waiting.pop()
+            if is_first_run:
+                self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks
@@ -236,6 +280,8 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """End a sequence at any state; RunningSet frees what it holds, now or when its last step in flight is back."""
         del self._sequences[sequence.gateway, sequence.stream_id]
+        if self._by_request_id.get(sequence.request_id) is sequence:
+            del self._by_request_id[sequence.request_id]
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:

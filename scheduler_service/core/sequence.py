@@ -4,7 +4,10 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from pagewire.ipc.requests import Sampling
+from pagewire.ipc.requests import Ended, EndReason, Sampling
+
+# In place of the gateway of a sequence that has none: no process ever draws this incarnation.
+NOBODY = b""
 
 
 class Status(enum.Enum):
@@ -33,7 +36,7 @@ _LEGAL_MOVES = {
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A scheduled unit. Created WAITING; only `move_to` changes its status, and with it whether its last word
-    has been said (`is_over`).
+    has been said (`is_over`). `ended` is that word, if it came to an end of its own.
 
     token_ids:  | prompt .................. | output ....... |
                 0                num_prompt_tokens           len(token_ids) <= max_total_tokens
@@ -60,11 +63,17 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int | None = None
     is_over: bool = False
+    ended: Ended | None = None
 
     @property
     def order(self) -> tuple[int, int]:
         """Sort key: higher priority first, then first come. The last of an order is the youngest."""
         return (-self.priority, self.arrival)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has all its tokens."""
+        return self.ended is not None and self.ended.reason in (EndReason.STOP, EndReason.LENGTH)
 
     def move_to(self, status: Status) -> None:
         """Change the status along the table of legal moves."""

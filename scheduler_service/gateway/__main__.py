@@ -7,7 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-from scheduler_service.gateway.config import DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_STOP_GRACE_S, GatewayConfig
+from scheduler_service.gateway.config import (
+    DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_RECOVERY_TIMEOUT_S,
+    DEFAULT_STOP_GRACE_S,
+    GatewayConfig,
+)
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
 from scheduler_service.gateway.served_model import read_served_model
 from scheduler_service.gateway.server import serve
@@ -28,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             listen=tuple(flags.listen),
             max_message_bytes=flags.max_message_bytes,
             stop_grace_s=flags.stop_grace_s,
+            recovery_timeout_s=flags.recovery_timeout_s,
             trust_request_chat_template=flags.trust_request_chat_template,
         )
     except ValueError as error:
@@ -69,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
     add("--stop-grace-s", type=float, default=DEFAULT_STOP_GRACE_S, help="seconds that open calls have on SIGTERM")
+    add(
+        "--recovery-timeout-s",
+        type=float,
+        default=DEFAULT_RECOVERY_TIMEOUT_S,
+        help="seconds that open calls wait for another scheduler when theirs is gone",
+    )
     add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser

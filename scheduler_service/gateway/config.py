@@ -5,6 +5,7 @@ from pathlib import Path
 
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
 DEFAULT_STOP_GRACE_S = 5.0
+DEFAULT_RECOVERY_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,8 @@ class GatewayConfig:
 
     `model` is a GGUF file or a model directory; `model_name` what requests call it. `listen` are gRPC addresses
     ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one. `stop_grace_s` is how long
-    open calls may go on once the gateway was asked to stop.
+    open calls may go on once the gateway was asked to stop, `recovery_timeout_s` how long they wait for another
+    scheduler when theirs is gone.
     """
 
     model: Path
@@ -23,6 +25,7 @@ class GatewayConfig:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     num_tokenizer_threads: int = 2
     stop_grace_s: float = DEFAULT_STOP_GRACE_S
+    recovery_timeout_s: float = DEFAULT_RECOVERY_TIMEOUT_S
     trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
@@ -32,5 +35,7 @@ class GatewayConfig:
             raise ValueError(f"--max-message-bytes: {self.max_message_bytes} is below 1")
         if self.stop_grace_s < 0:
             raise ValueError(f"--stop-grace-s: {self.stop_grace_s} is below 0")
+        if self.recovery_timeout_s < 0:
+            raise ValueError(f"--recovery-timeout-s: {self.recovery_timeout_s} is below 0")
         if not self.model_name:
             raise ValueError("--model-name: is empty")

@@ -64,6 +64,7 @@ async def to_generation(
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
         sends_text=not output.token_ids_only,
         is_final_only=validation.check_output_kind(output.kind),
+        is_resumed=is_resumed,
     )
 
 

@@ -37,6 +37,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.EngineUnavailableError: _Kind(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry_s=1.0),
     exceptions.EngineOverloadedError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", retry_s=1.0),
     exceptions.DeadlinePassedError: _Kind(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
+    exceptions.StreamReplacedError: _Kind(grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
     exceptions.SequenceFailedError: _Kind(grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
 }
 _UNEXPECTED = _Kind(grpc.StatusCode.INTERNAL, "INTERNAL_ERROR")

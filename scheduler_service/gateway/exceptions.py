@@ -75,5 +75,12 @@ class DeadlinePassedError(RequestError):
         super().__init__("the deadline passed before the completion ended")
 
 
+class StreamReplacedError(RequestError):
+    """The same request was resumed elsewhere, and its output goes there."""
+
+    def __init__(self) -> None:
+        super().__init__("another call resumed this request: its output goes there")
+
+
 class SequenceFailedError(RequestError):
     """The engine gave this request up; others are not affected."""

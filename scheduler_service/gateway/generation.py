@@ -16,9 +16,10 @@ def int32_array(values: Iterable[int] = ()) -> "array[int]":
 class Generation:
     """A validated request.
 
-    `prompt_ids` and `received_ids` are int32; `received_ids` are output tokens that the caller has already and
-    `max_tokens` counts them. `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the
-    model's when they are ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
+    `prompt_ids` and `received_ids` are int32; `received_ids` are output tokens that the caller has already, and
+    `max_tokens` counts them. `is_resumed`: they are of an earlier stream, whose sequence may still live.
+    `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the model's when they are
+    ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
     """
 
     request_id: str
@@ -38,13 +39,20 @@ class Generation:
     skip_special_tokens: bool
     sends_text: bool
     is_final_only: bool
+    is_resumed: bool = False
 
-    def to_submit(self, stream_id: int) -> Submit:
-        """The message that makes the scheduler run this request."""
+    def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool) -> Submit:
+        """The message that makes the scheduler run this request, after the output tokens that are there already.
+
+        Args:
+            stream_id: names the stream.
+            output_ids: int32.
+            resumes: go on with the request's sequence if it still lives.
+        """
         return Submit(
             stream_id=stream_id,
             request_id=self.request_id,
-            token_ids=(self.prompt_ids + self.received_ids).tobytes(),
+            token_ids=(self.prompt_ids + output_ids).tobytes(),
             num_prompt_tokens=len(self.prompt_ids),
             sampling=self.sampling,
             max_tokens=self.max_tokens,
@@ -54,4 +62,5 @@ class Generation:
             priority=self.priority,
             cache_salt=self.cache_salt,
             deadline_s=self.deadline_s,
+            resumes=resumes,
         )

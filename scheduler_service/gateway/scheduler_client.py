@@ -1,7 +1,11 @@
 """What does the gateway know of its scheduler, and which streams does the scheduler run for it?
 
 Incarnation rules: a frame for another gateway incarnation is dropped; an EngineStatus from a new scheduler incarnation
-replaces the old one, whose streams are lost; any other message from a scheduler that is not the current one is dropped.
+replaces the old one; any other message from a scheduler that is not the current one is dropped.
+
+Streams outlive schedulers. Those of one that is gone wait; once a scheduler is READY each is submitted to it with its
+prompt and all output that has arrived. It gets a new id then, so that a word about the old one, should the scheduler
+be the same after all, cannot be taken for its own.
 """
 
 import asyncio
@@ -25,6 +29,7 @@ from pagewire.ipc.requests import (
     SchedulerMessage,
     StepTokens,
 )
+from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.exceptions import (
     EngineOverloadedError,
     EngineUnavailableError,
@@ -32,6 +37,7 @@ from scheduler_service.gateway.exceptions import (
     RequestError,
 )
 from scheduler_service.gateway.generation import Generation
+from scheduler_service.gateway.recovery import WaitingStreams
 from scheduler_service.gateway.scheduler_socket import SchedulerSocket
 from scheduler_service.gateway.stream import Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
@@ -45,7 +51,7 @@ _HUNG_AFTER_S = 10.0
 _FAREWELL_S = 0.2
 _MAX_STREAM_ID = 2**32 - 1
 # Submit field -> field of the public API.
-_PUBLIC_FIELDS = {"token_ids": "prompt", "max_tokens": "stopping.max_tokens"}
+_PUBLIC_FIELDS = {"token_ids": "prompt", "max_tokens": "stopping.max_tokens", "resumes": "resume"}
 
 
 class SchedulerClient:
@@ -56,9 +62,17 @@ class SchedulerClient:
         version: this gateway's version, told in the greeting.
         tokenizer: turns the streams' tokens into text.
         on_state_change: called whenever `status.state` has changed.
+        recovery_timeout_s: how long streams wait for another scheduler when theirs is gone.
     """
 
-    def __init__(self, address: str, version: str, tokenizer: Tokenizer, on_state_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        version: str,
+        tokenizer: Tokenizer,
+        on_state_change: Callable[[], None],
+        recovery_timeout_s: float = DEFAULT_RECOVERY_TIMEOUT_S,
+    ) -> None:
         self.incarnation = new_incarnation()
         self.scheduler_incarnation: bytes | None = None
         self.status = _status(EngineState.STARTING, stage="waiting for the scheduler")
@@ -68,17 +82,19 @@ class SchedulerClient:
         self._on_state_change = on_state_change
         self._codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
         self._streams: dict[int, Stream] = {}
+        self._waiting = WaitingStreams(recovery_timeout_s)
+        self._lost_incarnation: bytes | None = None
         self._last_stream_id = 0
         self._aborts: list[int] = []
         self._last_heard_s = time.monotonic()
         self._num_dropped = 0
-        self._socket = SchedulerSocket(address, self._receive, self._disconnected)
+        self._socket = SchedulerSocket(address, self._receive, self._connected, self._disconnected)
         self._keeper = asyncio.create_task(self._keep_in_touch())
 
     @property
     def num_streams(self) -> int:
-        """Streams that the scheduler runs for this gateway."""
-        return len(self._streams)
+        """Streams that the scheduler runs for this gateway, or that wait for one that does."""
+        return len(self._streams) + len(self._waiting)
 
     def open(self, generation: Generation) -> Stream:
         """Submit a request. Give the stream back with `close`, however it ends.
@@ -88,15 +104,13 @@ class SchedulerClient:
         """
         self.ready_engine()
         stream = Stream(self._new_stream_id(), generation, self._tokenizer)
-        if not stream.is_finished:
-            if not self._send(generation.to_submit(stream.stream_id), self.scheduler_incarnation or ANY):
-                raise EngineUnavailableError("the scheduler does not take requests now")
-            self._streams[stream.stream_id] = stream
+        if not stream.is_finished and not self._submit(stream, resumes=generation.is_resumed):
+            raise EngineUnavailableError("the scheduler does not take requests now")
         return stream
 
     def close(self, stream: Stream) -> None:
         """Forget a stream; if the scheduler still runs it, tell it to stop."""
-        if self._streams.pop(stream.stream_id, None) is None:
+        if self._waiting.discard(stream) or self._streams.pop(stream.stream_id, None) is None:
             return
         if not self._aborts:
             # Callers often leave together: one message for all who leave now.
@@ -123,7 +137,9 @@ class SchedulerClient:
         """Take leave of the scheduler, which stops all streams, and close the socket."""
         self._keeper.cancel()
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
-        self._lose_streams("the gateway is shutting down")
+        for stream in [*self._streams.values(), *self._waiting.all()]:
+            stream.fail(EngineUnavailableError("the gateway is shutting down: send the request again or resume it"))
+            stream.wake()
         self._socket.close(linger_s=_FAREWELL_S)
 
     # ---- frames ---------------------------------------------------------------------------------------------------
@@ -159,9 +175,12 @@ class SchedulerClient:
             raise ProtocolError("an engine is READY without a model")
         if sender != self.scheduler_incarnation:
             logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self._address)
-            self._lose_streams("the scheduler was restarted")
+            self._part_from_scheduler()
+            if sender != self._lost_incarnation:
+                self._aborts.clear()
             self.scheduler_incarnation = sender
         self._set_status(status)
+        self._resubmit()
 
     def _take_tokens(self, step: StepTokens, touched: dict[Stream, None]) -> None:
         try:
@@ -172,6 +191,9 @@ class SchedulerClient:
         if len(stream_ids) != len(token_ids):
             raise ProtocolError(f"a step has {len(stream_ids)} streams and {len(token_ids)} tokens")
         streams = self._streams
+        for started in step.started:
+            if (stream := streams.get(started.stream_id)) is not None:
+                stream.start(started.num_cached_tokens)
         for stream_id, token_id in zip(stream_ids, token_ids, strict=True):
             # Streams that were aborted still get the tokens that were on their way.
             if (stream := streams.get(stream_id)) is not None:
@@ -208,27 +230,46 @@ class SchedulerClient:
             if self.scheduler_incarnation is not None and quiet_s > _HUNG_AFTER_S:
                 self._set_status(_status(EngineState.UNAVAILABLE, detail=f"the scheduler at {self._address} is silent"))
             self._send_aborts()
+            self._resubmit()
+            for stream, error in self._waiting.overdue():
+                stream.fail(error)
+                self._settle([stream])
             await asyncio.sleep(_HELLO_PERIOD_S)
+
+    def _connected(self) -> None:
+        self._send(Hello(self._version), ANY)
 
     def _disconnected(self) -> None:
         if self.scheduler_incarnation is None:
             return
         logger.warning("scheduler lost incarnation=%s address=%s", self.scheduler_incarnation.hex(), self._address)
-        self._lose_streams("the scheduler is gone")
-        self.scheduler_incarnation = None
+        self._part_from_scheduler()
         self._set_status(_status(EngineState.UNAVAILABLE, detail=f"no scheduler answers at {self._address}"))
 
-    def _lose_streams(self, reason: str) -> None:
-        """The scheduler that ran them does so no more: end every stream in a way that its caller can resume.
-
-        This is the one place where a stream outlives its scheduler, so resubmitting belongs here.
-        """
-        streams = list(self._streams.values())
+    def _part_from_scheduler(self) -> None:
+        """Nobody runs the streams any more, as far as is known: they wait."""
+        if self._streams:
+            logger.warning("streams wait for another scheduler num_streams=%d", len(self._streams))
+        self._aborts += self._streams
+        for stream in self._streams.values():
+            self._waiting.add(stream)
         self._streams.clear()
-        self._aborts.clear()
+        self._lost_incarnation = self.scheduler_incarnation or self._lost_incarnation
+        self.scheduler_incarnation = None
+
+    def _resubmit(self) -> None:
+        """Give all streams that wait to the scheduler, if it is ready for them."""
+        if self.status.state is not EngineState.READY or not self._waiting:
+            return
+        # A scheduler that was only out of reach may still run them under their old ids.
+        self._send_aborts()
+        streams = self._waiting.all()
         for stream in streams:
-            stream.fail(EngineUnavailableError(f"{reason}: send the request again or resume it"))
-        self._settle(streams)
+            stream.stream_id = self._new_stream_id()
+            if not self._submit(stream, resumes=False):
+                break
+            self._waiting.discard(stream)
+        logger.info("streams resubmitted num_streams=%d of=%d", len(streams) - len(self._waiting), len(streams))
 
     def _set_status(self, status: EngineStatus) -> None:
         changed = status.state is not self.status.state
@@ -242,8 +283,16 @@ class SchedulerClient:
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
         return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
 
+    def _submit(self, stream: Stream, *, resumes: bool) -> bool:
+        if not self._send(stream.to_submit(resumes=resumes), self.scheduler_incarnation or ANY):
+            return False
+        self._streams[stream.stream_id] = stream
+        return True
+
     def _send_aborts(self) -> None:
-        if self._aborts and self._send(Abort(tuple(self._aborts)), self.scheduler_incarnation or ANY):
+        if self.scheduler_incarnation is None:
+            return
+        if self._aborts and self._send(Abort(tuple(self._aborts)), self.scheduler_incarnation):
             self._aborts.clear()
 
     def _new_stream_id(self) -> int:

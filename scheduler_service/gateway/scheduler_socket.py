@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from scheduler_service.gateway.exceptions import StartError
 
@@ -16,7 +17,8 @@ _MAX_FRAME_BYTES = 64 << 20
 _MAX_FRAMES_PER_TURN = 256
 _HEARTBEAT_PERIOD_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
-_MAX_RECONNECT_DELAY_MS = 500
+_RECONNECT_DELAY_MS = 20
+_MAX_RECONNECT_DELAY_MS = 100
 
 _Socket = zmq.Socket[bytes]
 
@@ -27,20 +29,26 @@ class SchedulerSocket:
     Args:
         address: ZeroMQ address to connect to; nobody needs to be there yet.
         on_frames: called with all frames that have arrived, in order.
+        on_connect: called when a peer is there.
         on_disconnect: called when the peer is gone, after the last of its frames.
     Raises:
         StartError: the address is not one.
     """
 
     def __init__(
-        self, address: str, on_frames: Callable[[list[bytes]], None], on_disconnect: Callable[[], None]
+        self,
+        address: str,
+        on_frames: Callable[[list[bytes]], None],
+        on_connect: Callable[[], None],
+        on_disconnect: Callable[[], None],
     ) -> None:
         self._on_frames = on_frames
+        self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[_Socket] = zmq.Context()
         self._socket = _dealer(self._context)
-        self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -87,13 +95,13 @@ class SchedulerSocket:
     def _read_monitor(self) -> None:
         if self._monitor.closed:
             return
-        is_gone = False
         while _can_receive(self._monitor):
-            self._monitor.recv_multipart(zmq.NOBLOCK)
-            is_gone = True
-        if is_gone:
-            self._read()
-            self._on_disconnect()
+            event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._on_connect()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._read()
+                self._on_disconnect()
 
     def _look_again(self) -> None:
         if not self._socket.closed and _can_receive(self._socket):
@@ -113,6 +121,6 @@ def _dealer(context: "zmq.Context[_Socket]") -> _Socket:
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_PERIOD_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_DELAY_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_DELAY_MS)
     return socket

@@ -50,6 +50,7 @@ async def serve(
         version,
         model.tokenizer,
         on_state_change=lambda: health.set_serving(scheduler.status.state is EngineState.READY),
+        recovery_timeout_s=config.recovery_timeout_s,
     )
     with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
         prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)

@@ -2,15 +2,16 @@
 
 Tokens pool here while the caller's reader is slow; each `next` takes all that are there. Tokens wait as int32 and
 become text only when they are taken, so a caller who never reads costs four bytes a token. A stream with stop texts
-decodes at once instead: the engine must learn of the stop though nobody reads.
+decodes at once instead: the engine must learn of the stop though nobody reads. Tokens that were taken stay until the
+stream ends: with them its request can be submitted to another scheduler.
 """
 
 import asyncio
 from array import array
 from dataclasses import dataclass
 
-from pagewire.ipc.requests import Ended, EndReason
-from scheduler_service.gateway.exceptions import DeadlinePassedError, SequenceFailedError
+from pagewire.ipc.requests import Ended, EndReason, Submit
+from scheduler_service.gateway.exceptions import DeadlinePassedError, SequenceFailedError, StreamReplacedError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.output_text import OutputText
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
@@ -42,10 +43,11 @@ class Output:
 class Stream:
     """One request whose events have not all been sent.
 
-    Tokens go  push -> (arrived) -> decode -> (decoded) -> next.
+    token_ids:  | given out ... | decoded ........ | arrived .... |
+                0          num_given   num_output_tokens     len(token_ids)
 
     Args:
-        stream_id: names the stream between this gateway and the scheduler.
+        stream_id: names the stream between this gateway and the scheduler that runs it now.
         generation: the request. Tokens that its caller has already are not given out again; what follows them is.
         tokenizer: turns tokens into text.
     """
@@ -56,8 +58,9 @@ class Stream:
         self.num_output_tokens = 0
         needs_text = generation.sends_text or bool(generation.stop_texts)
         self._text = OutputText(generation, tokenizer) if needs_text else None
-        self._arrived = int32_array()
-        self._decoded = int32_array()
+        self._token_ids = int32_array(generation.received_ids)
+        self._num_given = len(generation.received_ids)
+        self._num_cached_tokens: int | None = None
         self._decoded_text: list[str] = []
         self._ended: Ended | None = None
         self._finish: Finish | None = None
@@ -67,9 +70,14 @@ class Stream:
 
     # ---- what the scheduler says ----------------------------------------------------------------------------------
 
+    def start(self, num_cached_tokens: int) -> None:
+        """The sequence runs. What a later run finds in the prefix cache is no news for the caller."""
+        if self._num_cached_tokens is None:
+            self._num_cached_tokens = num_cached_tokens
+
     def push(self, token_id: int) -> None:
         """The next token arrived."""
-        self._arrived.append(token_id)
+        self._token_ids.append(token_id)
 
     def end(self, ended: Ended) -> None:
         """No token follows those that arrived."""
@@ -82,7 +90,7 @@ class Stream:
     def look_for_stop(self) -> None:
         """Find the stop text that the tokens which arrived may complete; `is_finished` tells whether they do."""
         if self._text is not None and self._text.looks_for_stops:
-            self._decode(len(self._arrived))
+            self._decode(len(self._token_ids))
 
     def wake(self) -> None:
         """Let the reader have the news, if there is any for it."""
@@ -93,6 +101,15 @@ class Stream:
     def is_finished(self) -> bool:
         """Whether it is known how the stream ends (the scheduler may not know it yet)."""
         return self._finish is not None or self._ended is not None or self._error is not None
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the caller wants no more, in Unix time."""
+        return self.generation.deadline_s
+
+    def to_submit(self, *, resumes: bool) -> Submit:
+        """The message that makes a scheduler run what is left of this request; `resumes`: its sequence may live."""
+        return self.generation.to_submit(self.stream_id, self._token_ids, resumes=resumes)
 
     # ---- what the caller gets -------------------------------------------------------------------------------------
 
@@ -109,16 +126,17 @@ class Stream:
 
     @property
     def _has_news(self) -> bool:
-        has_output = bool(self._arrived or self._decoded) and not self.generation.is_final_only
+        has_output = len(self._token_ids) > self._num_given and not self.generation.is_final_only
         return has_output or self.is_finished
 
     def _take(self) -> Output:
         if self._finish is None:
             self._decode(_MAX_TOKENS_PER_OUTPUT)
-        if self._error is not None and not self._decoded:
+        token_ids = self._token_ids[self._num_given : self.num_output_tokens]
+        if self._error is not None and not token_ids:
             raise self._error
-        output = Output(self._decoded, "".join(self._decoded_text), self._finish)
-        self._decoded = int32_array()
+        output = Output(token_ids, "".join(self._decoded_text), self._finish)
+        self._num_given = self.num_output_tokens
         self._decoded_text = []
         return output
 
@@ -126,11 +144,10 @@ class Stream:
 
     def _decode(self, max_tokens: int) -> None:
         """Move tokens from arrived to decoded; with the last one, find out how the stream ended."""
-        token_ids = self._arrived[:max_tokens]
-        del self._arrived[:max_tokens]
-        ended = None if self._arrived else self._ended
+        token_ids = self._token_ids[self.num_output_tokens : self.num_output_tokens + max_tokens]
+        is_last = self.num_output_tokens + len(token_ids) == len(self._token_ids)
+        ended = self._ended if is_last else None
         if self._text is None:
-            self._decoded += token_ids
             self.num_output_tokens += len(token_ids)
         else:
             self._decode_text(self._text, token_ids, silent_last=ended.stop_token_id if ended else None)
@@ -146,11 +163,10 @@ class Stream:
             pieces.append(text.add(token_id))
             if text.found is not None:
                 self._finish = self._finish_at_stop_text(text.found)
-                self._arrived = int32_array()
-                token_ids = token_ids[:position]
+                num_tokens = position
+                del self._token_ids[self.num_output_tokens + num_tokens :]
                 break
-        self._decoded += token_ids
-        self.num_output_tokens += len(token_ids)
+        self.num_output_tokens += num_tokens
         self._decoded_text.append("".join(pieces))
         if len(self._decoded_text) >= _MAX_TEXT_PIECES:
             self._decoded_text = ["".join(self._decoded_text)]
@@ -162,15 +178,23 @@ class Stream:
         if ended.reason is EndReason.FAILED:
             self._error = SequenceFailedError(ended.detail)
             return
+        if ended.reason is EndReason.REPLACED:
+            self._error = StreamReplacedError()
+            return
         if self._text is not None:
             self._decoded_text.append(self._text.finish())
             if self._text.found is not None:
                 self._finish = self._finish_at_stop_text(self._text.found)
                 return
-        self._finish = Finish(stop_token_id=ended.stop_token_id, num_cached_tokens=ended.num_cached_tokens)
+        self._finish = Finish(stop_token_id=ended.stop_token_id, num_cached_tokens=self._cached_tokens())
 
     def _finish_at_stop_text(self, stop_text: str) -> Finish:
-        return Finish(stop_text=stop_text, num_cached_tokens=self._ended.num_cached_tokens if self._ended else 0)
+        return Finish(stop_text=stop_text, num_cached_tokens=self._cached_tokens())
+
+    def _cached_tokens(self) -> int:
+        if self._num_cached_tokens is not None:
+            return self._num_cached_tokens
+        return self._ended.num_cached_tokens if self._ended is not None else 0
 
     # ---- resumption -----------------------------------------------------------------------------------------------
 
@@ -189,6 +213,5 @@ class Stream:
             self._decode_text(
                 self._text, received_ids, silent_last=self._finish.stop_token_id if self._finish else None
             )
-        self.num_output_tokens = len(received_ids)
-        self._decoded = int32_array()
+        self.num_output_tokens = self._num_given
         self._decoded_text = []

@@ -14,6 +14,7 @@ from pagewire_client import (
     DeadlineExceededError,
     FinishReason,
     InvalidArgumentError,
+    Resume,
     RetryPolicy,
     SamplingParams,
     UnavailableError,
@@ -21,7 +22,7 @@ from pagewire_client import (
 from pagewire_client.errors import FieldViolation, RequestError
 from tests.fakes import fake_gateway as fake
 
-FAST_RETRY = RetryPolicy(max_attempts=4, initial_backoff_s=0.01, max_backoff_s=0.02)
+FAST_RETRY = RetryPolicy(max_attempts=4, max_resume_attempts=3, initial_backoff_s=0.01, max_backoff_s=0.02)
 
 
 class SyncCaller:
@@ -177,15 +178,74 @@ def test_unavailable_before_the_first_token_is_tried_again(connect):
     assert len(service.requests) == 3
 
 
-def test_unavailable_after_the_first_token_is_not_tried_again(connect):
-    def fail_late(request, context, call):
-        yield from [fake.accepted(request, call), fake.delta([5], "five")]
+def test_a_stream_that_breaks_is_resumed_after_the_tokens_it_has(connect):
+    def break_twice(request, context, call):
+        yield fake.accepted(request, call)
+        assert request.resume.received_token_ids == list(range(5, 4 + call))
+        if call > 1:
+            assert (request.resume.request_id, request.resume.seed) == ("mine", 7)
+        yield fake.delta([4 + call], f"t{call} ")
+        if call < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        yield fake.finished(3)
+
+    caller, service = connect(
+        break_twice, retry=RetryPolicy(max_attempts=1, max_resume_attempts=2, initial_backoff_s=0.01)
+    )
+    completion = caller.call("generate", "x", request_id="mine")
+    assert (completion.text, completion.token_ids) == ("t1 t2 t3 ", (5, 6, 7))
+    assert (completion.request_id, completion.seed) == ("mine", 7)
+    assert [request.text for request in service.requests] == ["x"] * 3
+
+
+def test_a_resumed_stream_that_breaks_adds_to_what_its_caller_had(connect):
+    def break_once(request, context, call):
+        yield fake.accepted(request, call)
+        assert request.resume.received_token_ids == ([1, 2] if call == 1 else [1, 2, 3])
+        yield fake.delta([2 + call], "x")
+        if call == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        yield fake.finished(4)
+
+    caller, _ = connect(break_once, retry=FAST_RETRY)
+    completion = caller.call("generate", "x", request_id="mine", resume=Resume("mine", 7, [1, 2]))
+    assert completion.token_ids == (3, 4)
+
+
+def test_a_stream_that_breaks_again_and_again_without_output_ends(connect):
+    def break_always(request, context, call):
+        yield fake.accepted(request, call)
+        if call == 1:
+            yield fake.delta([5], "five")
         context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
 
-    caller, service = connect(fail_late, retry=FAST_RETRY)
+    caller, service = connect(break_always, retry=FAST_RETRY)
     with pytest.raises(UnavailableError, match="lost"):
         caller.call("generate", "x")
+    assert len(service.requests) == FAST_RETRY.max_resume_attempts
+
+
+def test_a_stream_that_ends_otherwise_is_not_resumed(connect):
+    def take_over(request, context, call):
+        yield from [fake.accepted(request, call), fake.delta([5], "five")]
+        context.abort(grpc.StatusCode.ABORTED, "another call resumed this request")
+
+    caller, service = connect(take_over, retry=FAST_RETRY)
+    with pytest.raises(RequestError, match="ABORTED"):
+        caller.call("generate", "x")
     assert len(service.requests) == 1
+
+
+def test_calls_go_to_all_gateways_in_turn_and_past_one_that_is_gone():
+    with fake.FakeGateway(fake.FakeService()) as first, fake.FakeGateway(fake.FakeService()) as second:
+        with Client(f"{first.address}, {second.address}", retry=FAST_RETRY) as client:
+            for _ in range(4):
+                client.generate("x")
+            assert [len(gateway.service.requests) for gateway in (first, second)] == [2, 2]
+            first.stop()
+            for _ in range(3):
+                assert client.generate("x").text == "t0 t1 t2 "
+        assert len(second.service.requests) == 5
 
 
 def test_retries_end(connect):

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
+from msgspec import structs
 
 from pagewire.ipc.codec import ANY, MAGIC, Codec, new_incarnation
-from pagewire.ipc.requests import Abort, EngineState, EngineStatus, GatewayMessage, Load, StepTokens, Submit
+from pagewire.ipc.requests import Abort, EngineState, EngineStatus, GatewayMessage, Load, Started, StepTokens, Submit
 from pagewire.v1 import inference_pb2
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.gateway_process import (
@@ -115,33 +117,77 @@ def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None
         assert "".join(event.delta.text for event in call) == "ok"
 
 
-def test_streams_end_resumable_when_the_scheduler_dies(gateway: GatewayProcess, address: str) -> None:
+def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
         gateway.wait_until_serving()
-        call = start(gateway)
-        stream_id = scheduler.take(Submit).stream_id
-        scheduler.send_stream(stream_id, byte_level_ids(b"x"))
-        assert next(call).HasField("accepted")
-        assert next(call).delta.text == "x"
-    check_unavailable(call, "the scheduler is gone")
+        running, queued = start(gateway), start(gateway)
+        first, second = scheduler.take(Submit), scheduler.take(Submit)
+        scheduler.send_stream(first.stream_id, byte_level_ids(b"xy"))
+        assert next(running).HasField("accepted")
+        assert next(running).delta.text[0] == "x"
     gateway.wait_until(NOT_SERVING)
     check_unavailable(start(gateway), "no scheduler answers")
     assert server_info(gateway).scheduler_incarnation == ""
-    with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+    with FakeScheduler(address, state=EngineState.STARTING) as scheduler:
+        while server_info(gateway).scheduler_incarnation != scheduler.incarnation.hex():
+            pass
+        assert scheduler.take_all() == []
+        scheduler.set_state(EngineState.READY)
+        again = scheduler.take(Submit), scheduler.take(Submit)
+        for submit, old, received in zip(again, (first, second), (b"xy", b""), strict=True):
+            assert np.frombuffer(submit.token_ids, np.int32).tolist() == [1, 2, *byte_level_ids(received)]
+            assert structs.replace(submit, stream_id=old.stream_id, token_ids=old.token_ids) == old
+        scheduler.send_tokens([(first.stream_id, 1)], stop_at_length(second.stream_id))
+        for submit in again:
+            scheduler.send_stream(submit.stream_id, byte_level_ids(b"z"), stop_at_length(submit.stream_id))
+        assert "".join(event.delta.text for event in running).lstrip("y") == "z"
+        *_, last = queued
+        assert last.finished.usage.num_output_tokens == 1
         check_serves(gateway, scheduler)
+        assert scheduler.take_all() == []
 
 
-def test_streams_end_resumable_when_the_scheduler_is_another(gateway: GatewayProcess, address: str) -> None:
+def test_streams_go_on_with_a_scheduler_that_is_another(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
         gateway.wait_until_serving()
         call = start(gateway)
-        scheduler.take(Submit)
+        old = scheduler.take(Submit).stream_id
+        scheduler.send(StepTokens(b"", b"", [], [Started(old, 2)]))
+        late = scheduler.incarnation
         scheduler.become_another()
-        check_unavailable(call, "the scheduler was restarted")
+        stream_id = scheduler.take(Submit).stream_id
+        good = StepTokens(stream_id.to_bytes(4, "little"), b"\x01\x00\x00\x00", [stop_at_length(stream_id)])
+        scheduler.send(good, sender=late)
+        scheduler.send(StepTokens(b"", b"", [], [Started(stream_id, 1)]))
+        scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+        events = list(call)
+        assert "".join(event.delta.text for event in events) == "ok"
+        # Prefix hits are those of the first run.
+        assert events[-1].finished.usage.num_cached_tokens == 2
         assert server_info(gateway).scheduler_incarnation == scheduler.incarnation.hex()
         check_serves(gateway, scheduler)
         assert scheduler.take_all() == []
+
+
+def test_streams_without_a_scheduler_wait_no_longer_than_they_may(address: str, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    with GatewayProcess(model, address, tmp_path / "log", "--recovery-timeout-s", "1.5") as gateway:
+        with FakeScheduler(address) as scheduler:
+            gateway.wait_until_serving()
+            patient = start(gateway)
+            hurried = gateway.stub().Generate(generate_request(), timeout=0.5)
+            left = start(gateway)
+            for _ in range(3):
+                scheduler.take(Submit)
+            assert next(left).HasField("accepted")
+        left.cancel()
+        with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+            list(hurried)
+        check_unavailable(patient, "none was ready within 1.5 s")
+        with FakeScheduler(address) as scheduler:
+            gateway.wait_until_serving()
+            check_serves(gateway, scheduler)
+            assert scheduler.take_all() == []
 
 
 def test_rubbish_from_the_scheduler_is_dropped(gateway: GatewayProcess, address: str) -> None:

@@ -194,15 +194,40 @@ def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service:
     assert "WARNING" not in log
 
 
-def test_sequences_of_a_gateway_that_is_gone_end(service: Service) -> None:
-    service.worker()
+def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) -> None:
+    service = Service(tmp_path, "--orphan-grace-s", "0.5")
+    try:
+        service.worker()
+        gone, other = service.gateway(), service.gateway()
+        gone.wait_ready()
+        other.wait_ready()
+        for stream in range(5):
+            gone.send(make_submit(stream, [1, 2, 3], max_tokens=190))
+        gone.wait(lambda: len(gone.tokens[1]) > 1)
+        gone.close()
+        other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
+    finally:
+        service.close()
+
+
+def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: Service) -> None:
+    worker = service.worker()
     gone, other = service.gateway(), service.gateway()
     gone.wait_ready()
     other.wait_ready()
     gone.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    gone.wait(lambda: len(gone.tokens[1]) > 1)
+    gone.wait(lambda: len(gone.tokens[1]) > 3)
+    received = gone.tokens[1][:3]
     gone.close()
-    other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
+    other.send(make_submit(7, [1, 2, 3, 0], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True))
+    other.wait(lambda: 7 in other.rejected)
+    assert (other.rejected[7].reason, other.rejected[7].field) == (RejectReason.INVALID, "resumes")
+    resume = make_submit(8, [1, 2, 3, *received], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True)
+    other.send(resume)
+    other.wait(lambda: 8 in other.ended)
+    assert received + other.tokens[8] == complete([1, 2, 3], 190)
+    # Nothing was computed twice.
+    assert worker.num_steps <= 192
 
 
 def test_worker_that_is_replaced_continues_every_stream(service: Service) -> None:

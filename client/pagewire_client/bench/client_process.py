@@ -1,12 +1,10 @@
 """A client process of a streaming benchmark: does what one line of JSON on standard input says, see streaming.py."""
 
 import asyncio
-import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
 from pagewire_client.aio import AsyncClient
@@ -29,24 +27,21 @@ def main() -> None:
 async def _run(plan: Mapping[str, Any]) -> None:
     requests = tuple(Request(prompt, output_len) for prompt, output_len in plan["requests"])
     workload = Workload(RANDOM, requests, plan["temperature"], plan["seed"])
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(AsyncClient(address)) for address in plan["addresses"]]
-        for client in clients:
+    async with AsyncClient(",".join(plan["addresses"])) as client:
+        for _ in plan["addresses"]:
             await client.generate(_WARM_UP.prompt, workload.params(_WARM_UP))
         _say({"ready": True})
         sys.stdin.readline()
-        waiting, turns = iter(requests), itertools.cycle(clients)
+        waiting = iter(requests)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(plan["concurrency"]):
-                tasks.create_task(_run_one_after_another(waiting, turns, workload))
+                tasks.create_task(_run_one_after_another(waiting, client, workload))
     _say({"end": True})
 
 
-async def _run_one_after_another(
-    waiting: Iterator[Request], clients: Iterator[AsyncClient], workload: Workload
-) -> None:
+async def _run_one_after_another(waiting: Iterator[Request], client: AsyncClient, workload: Workload) -> None:
     for request in waiting:
-        trace = await _trace(next(clients), request, workload)
+        trace = await _trace(client, request, workload)
         _say({"sent_s": trace.sent_s, "messages": trace.messages})
 
 

@@ -9,8 +9,9 @@ from rich.progress import Progress as Bars
 
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError, UnavailableError
+from pagewire_client.gateways import split_addresses
 from pagewire_client.local_service import LocalService
-from pagewire_client.retry import NO_RETRY
+from pagewire_client.retry import RetryPolicy
 from pagewire_client.types import EngineState, Progress
 
 
@@ -43,7 +44,7 @@ def connect(address: str, local: str | None) -> Iterator[Client]:
     Raises:
         PagewireError: there is none, or it does not start.
     """
-    with service_addresses([address], local) as addresses, Client(addresses[0]) as client:
+    with service_addresses([address], local) as addresses, Client(",".join(addresses)) as client:
         yield client
 
 
@@ -54,7 +55,8 @@ def read_vocab_size(address: str) -> int:
 
 
 def _wait_until_ready(address: str) -> None:
-    with Client(address, timeout_s=5.0, retry=NO_RETRY) as client:
+    once_each = RetryPolicy(max_attempts=len(split_addresses(address)), initial_backoff_s=0.0)
+    with Client(address, timeout_s=5.0, retry=once_each) as client:
         try:
             info = client.server_info()
         except UnavailableError as error:

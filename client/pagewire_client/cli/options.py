@@ -8,7 +8,12 @@ from pagewire_client.params import SamplingParams
 
 Address = Annotated[
     str,
-    typer.Option("--address", "-a", envvar="PAGEWIRE_ADDRESS", help="Service to use: HOST:PORT or unix:/path."),
+    typer.Option(
+        "--address",
+        "-a",
+        envvar="PAGEWIRE_ADDRESS",
+        help="Service to use: HOST:PORT or unix:/path; several gateways of one service with commas between them.",
+    ),
 ]
 Local = Annotated[
     str | None,

@@ -35,7 +35,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     """A request to run.
 
     `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
-    `max_tokens` counts output tokens, those included. `deadline_s` is Unix time.
+    `max_tokens` counts output tokens, those included. `deadline_s` is Unix time. `resumes`: a sequence of this
+    request id that still lives is continued, from whichever stream it belongs to.
     """
 
     stream_id: int
@@ -50,6 +51,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     priority: int
     cache_salt: str
     deadline_s: float | None
+    resumes: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -134,12 +136,13 @@ class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
 
 
 class EndReason(enum.IntEnum):
-    """Why a sequence ended."""
+    """Why a stream ended. REPLACED: another stream goes on with its sequence."""
 
     STOP = 1
     LENGTH = 2
     DEADLINE = 3
     FAILED = 4
+    REPLACED = 5
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -152,12 +155,20 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     detail: str
 
 
+class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A stream's sequence runs: so many of its prompt tokens were found in the prefix cache."""
+
+    stream_id: int
+    num_cached_tokens: int
+
+
 class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
-    """All news of one step for one gateway: stream_ids[i] produced token_ids[i]; then some streams ended."""
+    """All news of one step for one gateway: some streams started, stream_ids[i] produced token_ids[i], some ended."""
 
     stream_ids: bytes
     token_ids: bytes
     ended: list[Ended]
+    started: list[Started] = []
 
 
 SchedulerMessage = EngineStatus | Rejected | StepTokens

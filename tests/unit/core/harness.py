@@ -3,9 +3,12 @@
 from collections import defaultdict
 
 import numpy as np
+from msgspec import structs
 
-from pagewire.ipc.requests import Ended, StepTokens
+from pagewire.ipc.requests import Ended, StepTokens, Submit
+from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from tests.fakes.bare_gateway import make_submit
 from tests.fakes.step_executor import StepExecutor
@@ -23,11 +26,40 @@ class Harness:
         self.worker = StepExecutor(self.config.block_size, num_blocks)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
+        self.submits: dict[int, Submit] = {}
 
     def add(self, stream_id: int, prompt: list[int], **changes: object) -> None:
         submit = make_submit(stream_id, prompt, **changes)
         assert submit.max_tokens is not None
+        self.submits[stream_id] = submit
         self.scheduler.add(GATEWAY, submit, submit.num_prompt_tokens + submit.max_tokens)
+
+    def lose_gateway(self, now_s: float = 0.0) -> None:
+        """The gateway is gone, after it has got all news so far."""
+        self.collect()
+        self.scheduler.orphan_gateway(GATEWAY, now_s)
+        self.scheduler.check_integrity()
+
+    def resume(self, stream_id: int, as_stream: int | None = None, **changes: object) -> Refusal | None:
+        """Go on with a stream after the tokens it has, as the loop does: attach, or run it again from the tokens."""
+        submit = self.submits[stream_id]
+        received = np.array(self.tokens[stream_id], dtype=np.int32).tobytes()
+        fields: dict[str, object] = {
+            "stream_id": stream_id if as_stream is None else as_stream,
+            "token_ids": submit.token_ids + received,
+            "resumes": True,
+        }
+        submit = structs.replace(submit, **(fields | changes))
+        assert submit.max_tokens is not None
+        max_total_tokens = submit.num_prompt_tokens + submit.max_tokens
+        running = self.scheduler.find(submit.request_id)
+        if running is None:
+            self.scheduler.add(GATEWAY, submit, max_total_tokens)
+            return None
+        refusal = check_resume(running, submit, max_total_tokens)
+        if refusal is None:
+            self.scheduler.attach(running, GATEWAY, submit)
+        return refusal
 
     def abort(self, stream_id: int) -> None:
         self.scheduler.abort(GATEWAY, stream_id)

@@ -87,6 +87,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.harness.schedule()
             self.harness.finish_step()
 
+    @rule(steps=st.integers(0, 4), grace_ends=st.booleans())
+    def gateway_is_lost_and_another_resumes(self, steps: int, grace_ends: bool) -> None:
+        self.harness.lose_gateway()
+        self.run_a_while(steps)
+        if grace_ends:
+            self.harness.scheduler.expire(1e9)
+        for stream in self.expected:
+            if stream not in self.harness.ended and stream not in self.cancelled:
+                assert self.harness.resume(stream) is None
+        self.harness.collect()
+
     @precondition(lambda self: self.expected)
     @rule()
     def workers_are_lost(self) -> None:

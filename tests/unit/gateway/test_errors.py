@@ -15,6 +15,7 @@ CASES = [
     (exceptions.EngineUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE"),
     (exceptions.EngineOverloadedError("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     (exceptions.DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
+    (exceptions.StreamReplacedError(), grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
     (exceptions.SequenceFailedError("NaN"), grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
     (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL_ERROR"),
 ]

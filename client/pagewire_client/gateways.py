@@ -1,0 +1,40 @@
+"""Which gateway takes the next call? Those of one service in turn, so that a retry goes to another."""
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from pagewire.v1 import inference_pb2_grpc
+
+Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
+# gRPC's own lists of addresses, which have commas of their own.
+_LIST_SCHEMES = ("ipv4:", "ipv6:")
+
+
+class Gateways(Generic[Channel]):
+    """Connections to one gateway or several, which serve the same.
+
+    Args:
+        address: one gRPC target, or several with commas between them.
+        open_channel: connects to one.
+    """
+
+    def __init__(self, address: str, open_channel: Callable[[str], Channel]) -> None:
+        self.channels: list[Channel] = [open_channel(target) for target in split_addresses(address)]
+        stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
+        self._turns = itertools.islice(itertools.cycle(stubs), random.randrange(len(stubs)), None)  # noqa: S311
+
+    def next_stub(self) -> Any:
+        """The one whose turn it is."""
+        return next(self._turns)
+
+
+def split_addresses(address: str) -> list[str]:
+    """The targets in "HOST:PORT,HOST:PORT"."""
+    if address.startswith(_LIST_SCHEMES):
+        return [address]
+    return [target for part in address.split(",") if (target := part.strip())] or [address]

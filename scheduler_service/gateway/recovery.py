@@ -1,0 +1,45 @@
+"""Which streams have no scheduler, and how long may they wait for one?"""
+
+import time
+
+from scheduler_service.gateway.exceptions import DeadlinePassedError, EngineUnavailableError, RequestError
+from scheduler_service.gateway.stream import Stream
+
+
+class WaitingStreams:
+    """Streams whose scheduler is gone, in the order in which they were opened.
+
+    Args:
+        timeout_s: longest wait of each stream.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._waiting_since_s: dict[Stream, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting_since_s)
+
+    def add(self, stream: Stream) -> None:
+        """Its scheduler is gone."""
+        self._waiting_since_s[stream] = time.monotonic()
+
+    def discard(self, stream: Stream) -> bool:
+        """It waits no more. Returns whether it did."""
+        return self._waiting_since_s.pop(stream, None) is not None
+
+    def all(self) -> list[Stream]:
+        """The streams, first opened first."""
+        return list(self._waiting_since_s)
+
+    def overdue(self) -> list[tuple[Stream, RequestError]]:
+        """Streams that cannot wait any longer, each with what to tell its caller."""
+        now_s, now_unix_s = time.monotonic(), time.time()
+        late: list[tuple[Stream, RequestError]] = []
+        for stream, since_s in self._waiting_since_s.items():
+            if stream.deadline_s is not None and stream.deadline_s <= now_unix_s:
+                late.append((stream, DeadlinePassedError()))
+            elif now_s - since_s >= self._timeout_s:
+                reason = f"the scheduler is gone and none was ready within {self._timeout_s:g} s"
+                late.append((stream, EngineUnavailableError(f"{reason}: send the request again or resume it")))
+        return late

@@ -4,6 +4,7 @@ There is no prefill or decode phase: a sequence has tokens that are computed and
 moves the first towards the second under a token budget.
 """
 
+import logging
 from array import array
 from collections import deque
 
@@ -13,11 +14,16 @@ from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
 from pagewire.ipc.steps import StepBatch, StepOutput
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.outputs import OutputCollector
+from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
 from scheduler_service.core.step_plan import StepInFlight
 from scheduler_service.core.waiting_queue import WaitingQueue
+
+logger = logging.getLogger(__name__)
+
+_CONDEMNED = "the worker died three times while it computed this request, the last time alone: it was given up"
 
 
 class Scheduler:
@@ -36,11 +42,14 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[tuple[bytes, int], Sequence] = {}
         self._waiting = WaitingQueue()
-        self._running = RunningSet(config, num_blocks, self._waiting.push)
+        self._waiting_suspects = WaitingQueue()
+        self._quarantine = Quarantine()
+        self._running = RunningSet(config, num_blocks, self._requeue)
         self._in_flight: deque[StepInFlight] = deque()
         self._outputs = OutputCollector()
         self._num_arrivals = 0
         self._num_steps = 0
+        self._unsent: set[int] = set()
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -157,14 +166,20 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
-        while budget > 0 and (waiting := self._waiting.peek()) is not None:
+        while budget > 0 and (queue := self._open_queue()) is not None and (waiting := queue.peek()) is not None:
             new_slot = self._running.admit(waiting)
             if new_slot is None:
                 break
-            self._waiting.pop()
+            queue.pop()
             budget = self._add_chunk(chunks, new_slot, budget)
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks
+
+    def _open_queue(self) -> WaitingQueue | None:
+        """Where the next sequence comes from. While there are suspects: one of them, once nobody else runs."""
+        if not self._quarantine.has_suspects:
+            return self._waiting
+        return self._waiting_suspects if self._running.num_held_slots == 0 else None
 
     def _add_chunk(self, chunks: list[tuple[int, int]], slot: int, budget: int) -> int:
         """Let the slot compute as many of its known tokens as the budget allows; returns what is left of it."""
@@ -208,6 +223,8 @@ class Scheduler:
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
         self._running.cache_full_blocks(step.slots, step.num_computed)
+        if self._quarantine:
+            self._clear_suspects(step)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
 
@@ -218,6 +235,17 @@ class Scheduler:
                 detail = "the model returned NaN or infinite logits for this sequence"
                 self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
                 self._end(sequence)
+
+    def _clear_suspects(self, step: StepInFlight) -> None:
+        """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
+        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+            sequence = self._running.table.sequences[slot]
+            assert sequence is not None
+            if not self._quarantine.note_progress(sequence, num_computed):
+                continue
+            logger.info("suspect cleared request_id=%s", sequence.request_id)
+            if self._quarantine.has_suspects and sequence.status is Status.RUNNING:
+                self._running.leave(sequence, Status.PREEMPTING)
 
     def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
         """Append each drawn token to its sequence, unless that has ended meanwhile, and end those that are done."""
@@ -236,6 +264,7 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         """End a sequence at any state; RunningSet frees what it holds, now or when its last step in flight is back."""
         del self._sequences[sequence.gateway, sequence.stream_id]
+        self._quarantine.forget(sequence)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:
@@ -246,12 +275,18 @@ class Scheduler:
     # ---- loss of the workers, and self-check ----------------------------------------------------------------------
 
     def reset(self, num_blocks: int) -> None:
-        """The workers lost everything: forget blocks and steps, queue every sequence again with its tokens.
+        """The workers died and lost everything: forget blocks and steps, queue every sequence again with its tokens.
 
-        A sequence that the new pool can never hold fails.
+        A sequence fails that is found to have killed them, or that the new pool can never hold.
         """
+        condemned = self._quarantine.note_death(self._reaches())
         self._in_flight.clear()
+        self._unsent.clear()
         self._running.reset(num_blocks)
+        for sequence in condemned:
+            logger.error("request condemned request_id=%s", sequence.request_id)
+            self._outputs.add_end(sequence, EndReason.FAILED, detail=_CONDEMNED)
+            self._end(sequence)
         capacity = num_blocks * self.config.block_size
         for sequence in list(self._sequences.values()):
             if sequence.max_total_tokens - 1 > capacity:
@@ -261,11 +296,31 @@ class Scheduler:
                 self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
                 self._end(sequence)
 
+    def note_unsent(self, step_id: int) -> None:
+        """This step did not reach the workers, which were gone before: their death is not of its making."""
+        self._unsent.add(step_id)
+
+    def _reaches(self) -> dict[Sequence, int]:
+        """The sequences in flight, and how many tokens of each would be computed after its last step."""
+        reaches: dict[Sequence, int] = {}
+        for step in self._in_flight:
+            if step.step_id in self._unsent:
+                continue
+            for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+                sequence = self._running.table.sequences[slot]
+                if sequence is not None and not sequence.is_over:
+                    reaches[sequence] = num_computed
+        return reaches
+
+    def _requeue(self, sequence: Sequence) -> None:
+        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence) else self._waiting
+        queue.push(sequence)
+
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""
         self._running.check_integrity()
         live = {id(sequence) for sequence in self._sequences.values()}
-        queued = {id(sequence) for sequence in self._waiting.live()}
+        queued = {id(sequence) for queue in (self._waiting, self._waiting_suspects) for sequence in queue.live()}
         held = {id(sequence) for sequence in self._running.holding() if not sequence.is_over}
         assert not queued & held, "a sequence is queued and holds a slot"
         assert live == queued | held, "a sequence is neither queued nor holding a slot"

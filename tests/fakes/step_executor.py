@@ -30,6 +30,10 @@ def complete(prompt: list[int], max_tokens: int, stop: frozenset[int] = frozense
     return token_ids[len(prompt) :]
 
 
+class WorkerDiedError(Exception):
+    """The worker was given tokens that kill it."""
+
+
 @dataclass
 class Slot:
     token_ids: list[int]
@@ -47,6 +51,8 @@ class StepExecutor:
     queue: deque[StepBatch] = field(default_factory=deque)
     nan_after: int | None = None
     """Sequences whose token count reaches this return NaN."""
+    deadly: frozenset[tuple[int, ...]] = frozenset()
+    """Computing the last token of one of these, after the others, kills the worker."""
 
     def __post_init__(self) -> None:
         self.cache: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
@@ -94,6 +100,8 @@ class StepExecutor:
 
     def _compute(self, slot: Slot, count: int) -> None:
         for position in range(slot.num_computed, slot.num_computed + count):
+            if tuple(slot.token_ids[: position + 1]) in self.deadly:
+                raise WorkerDiedError(slot.token_ids[: position + 1])
             block = slot.block_ids[position // self.block_size]
             self.cache[block][position % self.block_size] = slot.token_ids[position]
         slot.num_computed += count

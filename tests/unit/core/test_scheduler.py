@@ -287,6 +287,91 @@ def test_reset_to_a_smaller_pool_fails_what_can_never_fit() -> None:
     assert harness.tokens[2] == complete([1], 3)
 
 
+@pytest.mark.parametrize("num_innocent", [0, 1, 3, 15])
+@pytest.mark.parametrize("num_delivered", [0, 7])
+def test_a_poisonous_sequence_fails_alone_after_three_deaths(num_innocent: int, num_delivered: int) -> None:
+    harness = Harness(num_blocks=256, max_num_seqs=16, max_num_batched_tokens=64)
+    prompts = {stream: [stream, 1, 2, 3, 4, 5] for stream in range(num_innocent + 1)}
+    harness.kill_when_computing(prompts[0] + complete(prompts[0], num_delivered))
+    for stream, prompt in reversed(prompts.items()):
+        harness.add(stream, prompt, max_tokens=12)
+    harness.run()
+    assert harness.ended[0].reason is EndReason.FAILED
+    assert "died three times" in harness.ended[0].detail
+    assert harness.tokens[0] == complete(prompts[0], num_delivered)
+    assert list(harness.deadly.values()) == [3]
+    for stream in range(1, num_innocent + 1):
+        assert harness.ended[stream].reason is EndReason.LENGTH
+        assert harness.tokens[stream] == complete(prompts[stream], 12)
+    assert harness.scheduler.load.num_free_blocks == 256
+
+
+def test_suspects_run_one_at_a_time_and_others_wait() -> None:
+    harness = Harness(async_scheduling=False)
+    for stream in (1, 2):
+        harness.add(stream, [stream] * 5, max_tokens=9)
+    for _ in range(2):
+        harness.schedule()
+        harness.lose_worker()
+    harness.add(3, [3] * 5, max_tokens=9)
+    sizes = []
+    for _ in range(3):
+        harness.schedule()
+        sizes.append(len(ints(harness.worker.queue[0].slots)))
+        harness.finish_step()
+    assert sizes == [1, 1, 3]
+    harness.run()
+    assert all(harness.tokens[stream] == complete([stream] * 5, 9) for stream in (1, 2, 3))
+
+
+def test_deaths_are_not_held_against_who_makes_progress() -> None:
+    harness = Harness()
+    harness.add(1, [1, 2, 3], max_tokens=30)
+    for _ in range(12):
+        harness.schedule()
+        harness.schedule()
+        harness.lose_worker()
+        for _ in range(3):
+            harness.schedule()
+            harness.finish_step()
+    harness.run()
+    assert harness.tokens[1] == complete([1, 2, 3], 30)
+
+
+def test_a_death_while_nothing_is_in_flight_blames_nobody() -> None:
+    harness = Harness(max_num_seqs=1)
+    harness.add(1, [1, 2, 3], max_tokens=5)
+    harness.add(2, [1, 2, 3], max_tokens=5)
+    for _ in range(5):
+        harness.lose_worker()
+    harness.run()
+    assert [harness.ended[stream].reason for stream in (1, 2)] == [EndReason.LENGTH] * 2
+
+
+def test_a_step_that_did_not_reach_the_worker_blames_nobody() -> None:
+    harness = Harness()
+    harness.add(1, [1, 2, 3], max_tokens=5)
+    for _ in range(5):
+        harness.schedule()
+        harness.scheduler.note_unsent(harness.worker.queue[0].step_id)
+        harness.lose_worker()
+    harness.run()
+    assert harness.tokens[1] == complete([1, 2, 3], 5)
+
+
+def test_a_cancelled_suspect_holds_up_nobody() -> None:
+    harness = Harness()
+    harness.add(1, [1] * 5, max_tokens=9)
+    for _ in range(2):
+        harness.schedule()
+        harness.lose_worker()
+    harness.add(2, [2] * 5, max_tokens=9)
+    harness.schedule()
+    harness.abort(1)
+    harness.run()
+    assert harness.tokens[2] == complete([2] * 5, 9)
+
+
 @pytest.mark.parametrize("step_id", [0, 2, 77])
 def test_result_of_another_step_is_refused_and_changes_nothing(step_id: int) -> None:
     harness = Harness()

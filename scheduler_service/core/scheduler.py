@@ -199,7 +199,7 @@ class Scheduler:
         table.num_tokens[sampled_slots] += 1
         table.in_flight[slots] += 1
         drawing = [sequence for slot in sampled_slots.tolist() if (sequence := table.sequences[slot]) is not None]
-        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, drawing))
+        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, sampled, drawing))
         batch = self._running.take_plan().to_batch(self._num_steps, slots, num_tokens, sampled)
         self._num_steps += 1
         return batch
@@ -222,26 +222,29 @@ class Scheduler:
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
-        self._running.cache_full_blocks(step.slots, step.num_computed)
+        self._running.cache_full_blocks(step.slots[step.is_sampled], step.num_computed[step.is_sampled])
         if self._quarantine:
             self._clear_suspects(step)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
 
     def _fail_nan(self, step: StepInFlight, nan_flags: bytes) -> None:
-        """End the sequences whose logits were not finite, before any of the step's blocks can be cached."""
+        """End the sequences whose logits were not finite, before any of the step's blocks can be cached.
+
+        Blocks that the sequence computed since its last finite logits were never offered for sharing.
+        """
         for sequence, flag in zip(step.sampled, nan_flags, strict=True):
             if flag and not sequence.is_over:
                 detail = "the model returned NaN or infinite logits for this sequence"
                 self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
+                self._running.withdraw_shared(sequence)
                 self._end(sequence)
 
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
         for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
             sequence = self._running.table.sequences[slot]
-            assert sequence is not None
-            if not self._quarantine.note_progress(sequence, num_computed):
+            if sequence is None or not self._quarantine.note_progress(sequence, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
             if self._quarantine.has_suspects and sequence.status is Status.RUNNING:

@@ -62,10 +62,16 @@ class Harness:
         self.deadly[tuple(token_ids)] = 0
         self.worker.deadly = frozenset(self.deadly)
 
+    def give_nan_when_computing(self, token_ids: list[int]) -> None:
+        """The last of these tokens, after the others, makes a sequence ill."""
+        self.worker.ill |= {tuple(token_ids)}
+
     def lose_worker(self) -> None:
         """The worker died: another takes its place."""
         num_blocks = self.worker.num_blocks
-        self.worker = StepExecutor(self.config.block_size, num_blocks, deadly=frozenset(self.deadly))
+        self.worker = StepExecutor(
+            self.config.block_size, num_blocks, deadly=frozenset(self.deadly), ill=self.worker.ill
+        )
         self.scheduler.reset(num_blocks)
         self.scheduler.check_integrity()
         self.collect()

@@ -258,6 +258,51 @@ def test_nan_fails_one_sequence_and_caches_none_of_its_last_blocks() -> None:
     assert harness.ended[3].num_cached_tokens == 0
 
 
+def test_chunks_of_a_prompt_are_offered_once_it_gave_finite_logits() -> None:
+    harness = Harness(max_num_batched_tokens=8, async_scheduling=False)
+    harness.worker.nan_after = 20
+    harness.add(1, list(range(20)), max_tokens=2)
+    for _ in range(2):
+        harness.schedule()
+        harness.finish_step()
+    harness.schedule()  # the last chunk, and the beginning of another with the same blocks
+    harness.add(2, list(range(18)), max_tokens=1)
+    harness.run()
+    assert harness.ended[1].reason is EndReason.FAILED
+    assert harness.ended[2].num_cached_tokens == 0
+    assert harness.tokens[2] == complete(list(range(18)), 1)
+
+
+def test_nan_withdraws_the_shared_blocks_that_it_read_and_their_holders_go_on() -> None:
+    harness = Harness(max_num_batched_tokens=64)
+    prefix = list(range(12))
+    harness.add(1, [*prefix, 20], max_tokens=4)
+    harness.run()
+    harness.worker.nan_after = 20
+    harness.add(2, [*prefix, 21], max_tokens=6)
+    harness.add(3, [*prefix, *range(22, 31)], max_tokens=1)
+    harness.run()
+    assert [harness.ended[stream].num_cached_tokens for stream in (2, 3)] == [12, 12]
+    assert harness.tokens[2] == complete([*prefix, 21], 6)
+    assert harness.ended[3].reason is EndReason.FAILED
+    harness.add(4, [*prefix, 40], max_tokens=1)
+    harness.run()
+    assert harness.ended[4].num_cached_tokens == 0
+    assert harness.scheduler.load.num_free_blocks == 64
+
+
+def test_nan_after_finite_logits_leaves_what_they_came_from_in_the_cache() -> None:
+    harness = Harness()
+    harness.worker.nan_after = 18
+    harness.add(1, list(range(13)), max_tokens=30)
+    harness.run()
+    assert harness.ended[1].reason is EndReason.FAILED
+    harness.worker.nan_after = None
+    harness.add(2, [*range(13), *harness.tokens[1], 1, 2, 3, 4], max_tokens=1)
+    harness.run()
+    assert harness.ended[2].num_cached_tokens == 16
+
+
 def test_reset_requeues_every_sequence_with_its_tokens() -> None:
     harness = Harness()
     prompts = {1: [1, 2, 3], 2: list(range(20)), 3: [9]}

@@ -10,12 +10,15 @@ from tests.unit.core.harness import Harness
 
 # Few distinct tokens, so that prefixes are shared and stop tokens are hit.
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
+HEADS = st.lists(st.integers(0, 1), max_size=7)
+TAILS = st.lists(st.integers(0, 1), max_size=6)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Every stream ends exactly once, with the tokens of an undisturbed run, unless it was cancelled or kills workers.
+    """Every stream ends exactly once, with the tokens of an undisturbed run, unless it was cancelled or has to fail.
 
-    One that kills fails, after three deaths at most. So does one that ran alone, as a suspect, when a worker was lost.
+    One that kills workers fails, after three deaths at most; so does one whose logits are NaN, and one that ran alone,
+    as a suspect, when a worker was lost.
     """
 
     @initialize(
@@ -69,14 +72,32 @@ class SchedulerMachine(RuleBasedStateMachine):
             cache_salt=salt,
         )
 
-    @rule(prompt=PROMPTS, max_tokens=st.integers(1, 10), data=st.data())
-    def arrive_poisonous(self, prompt: list[int], max_tokens: int, data: st.DataObject) -> None:
+    @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), data=st.data())
+    def arrive_poisonous(self, head: list[int], tail: list[int], max_tokens: int, data: st.DataObject) -> None:
+        """A sequence that kills workers, at a place in its prompt or its output."""
+        prompt, expected, place = self._draw_failing(head, tail, max_tokens, data)
+        self.harness.kill_when_computing(place)
+        self._add_failing(prompt, expected, max_tokens)
+
+    @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), twice=st.booleans(), data=st.data())
+    def arrive_ill(self, head: list[int], tail: list[int], max_tokens: int, twice: bool, data: st.DataObject) -> None:
+        """A sequence, or two of them, whose logits are NaN from some place on."""
+        prompt, expected, place = self._draw_failing(head, tail, max_tokens, data)
+        self.harness.give_nan_when_computing(place)
+        for _ in range(1 + twice):
+            self._add_failing(prompt, expected, max_tokens)
+
+    def _draw_failing(
+        self, head: list[int], tail: list[int], max_tokens: int, data: st.DataObject
+    ) -> tuple[list[int], list[int], list[int]]:
+        """A prompt that is like no other, the tokens that come of it, and the place that is computed in vain."""
+        prompt = [*head, VOCAB + len(self.expected), *tail]
+        tokens = complete(prompt, max_tokens)[: data.draw(st.integers(0, max_tokens - 1))]
+        return prompt, tokens, prompt + tokens if tokens else prompt[: len(head) + 1]
+
+    def _add_failing(self, prompt: list[int], tokens: list[int], max_tokens: int) -> None:
         stream = len(self.expected)
-        prompt = [*prompt[:-1], VOCAB + stream]  # nobody else gets as far as its last prompt token
-        tokens = complete(prompt, max_tokens)
-        num_delivered = data.draw(st.integers(0, max_tokens - 1))
-        self.expected[stream] = (tokens[:num_delivered], EndReason.FAILED)
-        self.harness.kill_when_computing(prompt + tokens[:num_delivered])
+        self.expected[stream] = (tokens, EndReason.FAILED)
         self.harness.add(stream, prompt, max_tokens=max_tokens)
 
     @rule(data=st.data())

@@ -10,6 +10,7 @@ PORT ?= 50051
 PROMPT ?= What is the capital of France?
 ONCE ?=
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 BENCH_ARGS ?= --concurrency 8 --input-len 128 --output-len 128
 
 VENV := .venv
@@ -23,7 +24,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format proto bench clean
+.PHONY: help run test chaos lint format proto bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ run: $(VENV)/.run ## Serve the demo model and answer PROMPT="…"; ONCE=1 ends t
 
 test: $(VENV)/.test ## Run the tests; PYTEST_ARGS="-k name"
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(VENV)/.test ## Kill processes under load and check every stream; CHAOS_ARGS="--kills 100 --victims worker"
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(VENV)/.lint .venv-proto/.installed ## Check style, types, protos and generated code
 	$(BIN)/ruff check

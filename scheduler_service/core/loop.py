@@ -224,7 +224,8 @@ class SchedulerLoop:
                 return
             self._recorder.add("schedule", start, batch.step_id)
             start = self._recorder.now()
-            self._group.send_step(batch)
+            if not self._group.send_step(batch):
+                scheduler.note_unsent(batch.step_id)
             self._recorder.add("send", start, batch.step_id)
 
     def _publish_status(self, now_s: float) -> None:

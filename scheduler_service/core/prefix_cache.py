@@ -59,6 +59,12 @@ class PrefixCache:
             self._block_of_hash[content_hash] = block_id
             self._hash_of_block[block_id] = content_hash
 
+    def withdraw(self, block_id: int) -> None:
+        """Offer a held block no more; its holders keep it, and the last one frees it."""
+        content_hash = self._hash_of_block.pop(block_id, None)
+        if content_hash is not None:
+            del self._block_of_hash[content_hash]
+
     def __contains__(self, block_id: int) -> bool:
         """Whether the block holds shareable content."""
         return block_id in self._hash_of_block

@@ -62,6 +62,8 @@ class RunningSet:
         new_blocks = self.blocks.allocate(num_new)
         assert new_blocks is not None
         sequence.block_ids = shared + new_blocks
+        sequence.num_shared_blocks = len(shared)
+        sequence.num_admitted_tokens = len(sequence.token_ids)
         num_computed = len(shared) * self._config.block_size
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = min(num_computed, sequence.num_prompt_tokens)
@@ -124,9 +126,12 @@ class RunningSet:
                 self._requeue(sequence)
 
     def cache_full_blocks(self, slots: IntArray, num_computed: IntArray) -> None:
-        """Offer the blocks that a finished step filled to the prefix cache: their content is certain now.
+        """Offer full blocks to the prefix cache: their content is certain now, and gave finite logits.
 
-        slots, num_computed: [n], the step's slots and how many tokens of each are computed.
+        A chunk of a prompt that draws nothing offers nothing yet. What its blocks hold might be NaN, and whoever shared
+        them meanwhile would have to be found and fail too.
+
+        slots, num_computed: [n], of a finished step's slots that drew a token, how many tokens of each are computed.
         """
         if not self._config.prefix_caching:
             return
@@ -134,13 +139,22 @@ class RunningSet:
         grown = np.flatnonzero(num_full > self.table.num_cached[slots])
         for slot, count in zip(slots[grown].tolist(), num_full[grown].tolist(), strict=True):
             sequence = self.table.sequences[slot]
-            assert sequence is not None
-            if sequence.status is Status.ENDING:
+            if sequence is None or sequence.status is Status.ENDING:
                 continue
             self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, count)
             for index in range(self.table.num_cached[slot], count):
                 self.blocks.cache.insert(sequence.block_ids[index], sequence.block_hashes[index])
             self.table.num_cached[slot] = count
+
+    def withdraw_shared(self, sequence: Sequence) -> None:
+        """A sequence got no finite logits: offer nobody the cached blocks it read, unless it had finite ones from them.
+
+        They gave finite logits to who computed them, so they are good unless memory went bad; if it did, this heals
+        the prefix, and else it costs one more computation of it. Sequences that hold them go on, by their own logits.
+        """
+        if len(sequence.token_ids) == sequence.num_admitted_tokens:
+            for block in sequence.block_ids[: sequence.num_shared_blocks]:
+                self.blocks.cache.withdraw(block)
 
     def reset(self, num_blocks: int) -> None:
         """The workers lost everything: every running sequence waits again, and the pool is new."""

@@ -4,6 +4,7 @@ There is no prefill or decode phase: a sequence has tokens that are computed and
 moves the first towards the second under a token budget.
 """
 
+import logging
 from array import array
 from collections import deque
 
@@ -14,11 +15,16 @@ from pagewire.ipc.steps import StepBatch, StepOutput
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
 from scheduler_service.core.outputs import OutputCollector
+from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
 from scheduler_service.core.step_plan import StepInFlight
 from scheduler_service.core.waiting_queue import WaitingQueue
+
+logger = logging.getLogger(__name__)
+
+_CONDEMNED = "the worker died three times while it computed this request, the last time alone: it was given up"
 
 
 class Scheduler:
@@ -40,11 +46,14 @@ class Scheduler:
         self._orphans = Orphans(config)
         self._num_orphaned = 0
         self._waiting = WaitingQueue()
-        self._running = RunningSet(config, num_blocks, self._waiting.push)
+        self._waiting_suspects = WaitingQueue()
+        self._quarantine = Quarantine()
+        self._running = RunningSet(config, num_blocks, self._requeue)
         self._in_flight: deque[StepInFlight] = deque()
         self._outputs = OutputCollector()
         self._num_arrivals = 0
         self._num_steps = 0
+        self._unsent: set[int] = set()
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -71,7 +80,10 @@ class Scheduler:
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
-        self._waiting.push(sequence)
+        if self._quarantine.admit(sequence):
+            self._requeue(sequence)
+        else:
+            self._fail(sequence, _CONDEMNED)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
         """Whether this stream's sequence has not ended yet."""
@@ -198,17 +210,23 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
-        while budget > 0 and (waiting := self._waiting.peek()) is not None:
+        while budget > 0 and (queue := self._open_queue()) is not None and (waiting := queue.peek()) is not None:
             is_first_run = waiting.num_cached_tokens is None
             new_slot = self._running.admit(waiting)
             if new_slot is None:
                 break
-            self._waiting.pop()
+            queue.pop()
             if is_first_run:
                 self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks
+
+    def _open_queue(self) -> WaitingQueue | None:
+        """Where the next sequence comes from. While there are suspects: one of them, once nobody else runs."""
+        if not self._quarantine.has_suspects:
+            return self._waiting
+        return self._waiting_suspects if self._running.num_held_slots == 0 else None
 
     def _add_chunk(self, chunks: list[tuple[int, int]], slot: int, budget: int) -> int:
         """Let the slot compute as many of its known tokens as the budget allows; returns what is left of it."""
@@ -228,7 +246,7 @@ class Scheduler:
         table.num_tokens[sampled_slots] += 1
         table.in_flight[slots] += 1
         drawing = [sequence for slot in sampled_slots.tolist() if (sequence := table.sequences[slot]) is not None]
-        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, drawing))
+        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, sampled, drawing))
         batch = self._running.take_plan().to_batch(self._num_steps, slots, num_tokens, sampled)
         self._num_steps += 1
         return batch
@@ -251,17 +269,33 @@ class Scheduler:
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
-        self._running.cache_full_blocks(step.slots, step.num_computed)
+        self._running.cache_full_blocks(step.slots[step.is_sampled], step.num_computed[step.is_sampled])
+        if self._quarantine:
+            self._clear_suspects(step)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
 
     def _fail_nan(self, step: StepInFlight, nan_flags: bytes) -> None:
-        """End the sequences whose logits were not finite, before any of the step's blocks can be cached."""
+        """End the sequences whose logits were not finite, before any of the step's blocks can be cached.
+
+        Blocks that the sequence computed since its last finite logits were never offered for sharing.
+        """
         for sequence, flag in zip(step.sampled, nan_flags, strict=True):
             if flag and not sequence.is_over:
                 detail = "the model returned NaN or infinite logits for this sequence"
                 self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
+                self._running.withdraw_shared(sequence)
                 self._end(sequence)
+
+    def _clear_suspects(self, step: StepInFlight) -> None:
+        """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
+        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+            sequence = self._running.table.sequences[slot]
+            if sequence is None or not self._quarantine.note_progress(sequence, num_computed):
+                continue
+            logger.info("suspect cleared request_id=%s", sequence.request_id)
+            if self._quarantine.has_suspects and sequence.status is Status.RUNNING:
+                self._running.leave(sequence, Status.PREEMPTING)
 
     def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
         """Append each drawn token to its sequence, unless that has ended meanwhile, and end those that are done."""
@@ -282,6 +316,7 @@ class Scheduler:
         del self._sequences[sequence.gateway, sequence.stream_id]
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
+        self._quarantine.leave(sequence)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:
@@ -292,26 +327,54 @@ class Scheduler:
     # ---- loss of the workers, and self-check ----------------------------------------------------------------------
 
     def reset(self, num_blocks: int) -> None:
-        """The workers lost everything: forget blocks and steps, queue every sequence again with its tokens.
+        """The workers died and lost everything: forget blocks and steps, queue every sequence again with its tokens.
 
-        A sequence that the new pool can never hold fails.
+        A sequence fails that is found to have killed them, or that the new pool can never hold.
         """
+        condemned = self._quarantine.note_death(self._reaches())
         self._in_flight.clear()
+        self._unsent.clear()
         self._running.reset(num_blocks)
+        for sequence in condemned:
+            logger.error("request condemned request_id=%s", sequence.request_id)
+            self._fail(sequence, _CONDEMNED)
         capacity = num_blocks * self.config.block_size
         for sequence in list(self._sequences.values()):
             if sequence.max_total_tokens - 1 > capacity:
                 detail = (
                     f"needs {sequence.max_total_tokens - 1} tokens of KV cache; after a restart only {capacity} fit"
                 )
-                self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
-                self._end(sequence)
+                self._fail(sequence, detail)
+
+    def _fail(self, sequence: Sequence, detail: str) -> None:
+        self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
+        self._end(sequence)
+
+    def note_unsent(self, step_id: int) -> None:
+        """This step did not reach the workers, which were gone before: their death is not of its making."""
+        self._unsent.add(step_id)
+
+    def _reaches(self) -> dict[Sequence, int]:
+        """The sequences in flight, and how many tokens of each would be computed after its last step."""
+        reaches: dict[Sequence, int] = {}
+        for step in self._in_flight:
+            if step.step_id in self._unsent:
+                continue
+            for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+                sequence = self._running.table.sequences[slot]
+                if sequence is not None and not sequence.is_over:
+                    reaches[sequence] = num_computed
+        return reaches
+
+    def _requeue(self, sequence: Sequence) -> None:
+        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence) else self._waiting
+        queue.push(sequence)
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""
         self._running.check_integrity()
         live = {id(sequence) for sequence in self._sequences.values()}
-        queued = {id(sequence) for sequence in self._waiting.live()}
+        queued = {id(sequence) for queue in (self._waiting, self._waiting_suspects) for sequence in queue.live()}
         held = {id(sequence) for sequence in self._running.holding() if not sequence.is_over}
         assert not queued & held, "a sequence is queued and holds a slot"
         assert live == queued | held, "a sequence is neither queued nor holding a slot"

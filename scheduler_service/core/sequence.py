@@ -42,6 +42,8 @@ class Sequence:
                 0                num_prompt_tokens           len(token_ids) <= max_total_tokens
     block_ids:  | full, hashed ... | full or partial | room |
                 0     len(block_hashes) counts hashes known, computed from token_ids
+
+    When it last got a slot it had num_admitted_tokens tokens, and num_shared_blocks blocks came from the prefix cache.
     """
 
     gateway: bytes
@@ -62,6 +64,8 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    num_admitted_tokens: int = 0
+    num_shared_blocks: int = 0
     is_over: bool = False
     ended: Ended | None = None
 

@@ -58,11 +58,15 @@ class StepPlan:
 
 @dataclass(slots=True, frozen=True)
 class StepInFlight:
-    """A step at the workers: which slots it computes, how far each is afterwards, and who draws a token."""
+    """A step at the workers: which slots it computes, how far each is afterwards, and who draws a token.
+
+    slots, num_computed: [n]; is_sampled: [n], true for those in `sampled`.
+    """
 
     step_id: int
     slots: IntArray
     num_computed: IntArray
+    is_sampled: BoolArray
     sampled: list[Sequence]
 
 

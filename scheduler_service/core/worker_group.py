@@ -111,6 +111,8 @@ class WorkerGroup:
         elif isinstance(message, WorkerFailed):
             # The first one is the cause; other ranks fail for want of it.
             self.failure = self.failure or f"worker rank {message.rank}: {message.detail}"
+            # It takes no more steps.
+            rank.stage = Stage.GREETED
             logger.error("worker failed rank=%d detail=%s", message.rank, message.detail)
         elif isinstance(message, WorkerLoaded):
             rank.stage, rank.loaded = Stage.LOADED, message
@@ -119,10 +121,10 @@ class WorkerGroup:
             rank.stage = Stage.READY
             logger.info("worker ready rank=%d num_blocks=%d", message.rank, self.num_blocks)
 
-    def send_step(self, batch: StepBatch) -> None:
-        """Send a step to every rank. A rank that is gone is noticed when its successor greets."""
-        for rank in list(self._ranks):
-            self._send(rank, batch)
+    def send_step(self, batch: StepBatch) -> bool:
+        """Send a step to every rank; False if one is gone, whose successor will greet."""
+        num_reached = sum(self._send(rank, batch) for rank in list(self._ranks))
+        return num_reached == len(self._ranks)
 
     def _start_when_all_greeted(self) -> None:
         if len(self._ranks) < self._config.tensor_parallel_size:
@@ -169,9 +171,11 @@ class WorkerGroup:
             rank.stage = Stage.ALLOCATING
             self._send(number, AllocateCache(self.num_blocks))
 
-    def _send(self, rank: int, message: msgspec.Struct) -> None:
+    def _send(self, rank: int, message: msgspec.Struct) -> bool:
         target = self._ranks[rank]
         try:
             self._server.send(target.routing_id, message, target.incarnation)
         except PeerGoneError as error:
             logger.warning("worker unreachable rank=%d error=%s", rank, error)
+            return False
+        return True

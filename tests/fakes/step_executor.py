@@ -30,6 +30,10 @@ def complete(prompt: list[int], max_tokens: int, stop: frozenset[int] = frozense
     return token_ids[len(prompt) :]
 
 
+class WorkerDiedError(Exception):
+    """The worker was given tokens that kill it."""
+
+
 @dataclass
 class Slot:
     token_ids: list[int]
@@ -47,6 +51,10 @@ class StepExecutor:
     queue: deque[StepBatch] = field(default_factory=deque)
     nan_after: int | None = None
     """Sequences whose token count reaches this return NaN."""
+    deadly: frozenset[tuple[int, ...]] = frozenset()
+    """Computing the last token of one of these, after the others, kills the worker."""
+    ill: frozenset[tuple[int, ...]] = frozenset()
+    """From the last token of one of these on, after the others, logits are NaN, and so is what blocks hold."""
 
     def __post_init__(self) -> None:
         self.cache: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
@@ -79,7 +87,8 @@ class StepExecutor:
                 read_back = [self._read(slot, position) for position in range(slot.num_computed)]
                 assert read_back == slot.token_ids, "the KV cache does not hold this sequence's tokens"
                 tokens.append(next_token(read_back))
-                flags.append(int(self.nan_after is not None and len(read_back) >= self.nan_after))
+                is_ill = self._num_well(read_back) < len(read_back)
+                flags.append(int(is_ill or (self.nan_after is not None and len(read_back) >= self.nan_after)))
                 slot.token_ids.append(tokens[-1])
         return StepOutput(batch.step_id, np.array(tokens, dtype=np.int32).tobytes(), bytes(flags))
 
@@ -88,12 +97,21 @@ class StepExecutor:
             del self.slots[slot]
         for added in batch.added:
             assert added.slot not in self.slots
-            self.slots[added.slot] = Slot(_ints(added.token_ids), added.num_computed_tokens, _ints(added.block_ids))
+            token_ids = _ints(added.token_ids)
+            assert added.num_computed_tokens <= self._num_well(token_ids), "a block that holds NaN was shared"
+            self.slots[added.slot] = Slot(token_ids, added.num_computed_tokens, _ints(added.block_ids))
         for slot, block in zip(_ints(batch.block_slots), _ints(batch.block_ids), strict=True):
             self.slots[slot].block_ids.append(block)
 
+    def _num_well(self, token_ids: list[int]) -> int:
+        """Leading tokens that are not ill."""
+        lengths = [len(context) - 1 for context in self.ill if tuple(token_ids[: len(context)]) == context]
+        return min(lengths, default=len(token_ids))
+
     def _compute(self, slot: Slot, count: int) -> None:
         for position in range(slot.num_computed, slot.num_computed + count):
+            if tuple(slot.token_ids[: position + 1]) in self.deadly:
+                raise WorkerDiedError(slot.token_ids[: position + 1])
             block = slot.block_ids[position // self.block_size]
             self.cache[block][position % self.block_size] = slot.token_ids[position]
         slot.num_computed += count

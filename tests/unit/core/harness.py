@@ -11,7 +11,7 @@ from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from tests.fakes.bare_gateway import make_submit
-from tests.fakes.step_executor import StepExecutor
+from tests.fakes.step_executor import StepExecutor, WorkerDiedError
 
 GATEWAY = b"gateway1"
 
@@ -27,6 +27,8 @@ class Harness:
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.submits: dict[int, Submit] = {}
+        self.deadly: dict[tuple[int, ...], int] = {}
+        """Token sequences that kill the worker, and how often each did."""
 
     def add(self, stream_id: int, prompt: list[int], **changes: object) -> None:
         submit = make_submit(stream_id, prompt, **changes)
@@ -76,10 +78,35 @@ class Harness:
         """Let the worker finish its oldest step."""
         if not self.worker.queue:
             return False
-        self.scheduler.update(self.worker.run_next())
+        try:
+            output = self.worker.run_next()
+        except WorkerDiedError as death:
+            self.deadly[tuple(death.args[0])] += 1
+            self.lose_worker()
+            return True
+        self.scheduler.update(output)
         self.scheduler.check_integrity()
         self.collect()
         return True
+
+    def kill_when_computing(self, token_ids: list[int]) -> None:
+        """The last of these tokens, after the others, kills each worker that computes it."""
+        self.deadly[tuple(token_ids)] = 0
+        self.worker.deadly = frozenset(self.deadly)
+
+    def give_nan_when_computing(self, token_ids: list[int]) -> None:
+        """The last of these tokens, after the others, makes a sequence ill."""
+        self.worker.ill |= {tuple(token_ids)}
+
+    def lose_worker(self) -> None:
+        """The worker died: another takes its place."""
+        num_blocks = self.worker.num_blocks
+        self.worker = StepExecutor(
+            self.config.block_size, num_blocks, deadly=frozenset(self.deadly), ill=self.worker.ill
+        )
+        self.scheduler.reset(num_blocks)
+        self.scheduler.check_integrity()
+        self.collect()
 
     def collect(self) -> None:
         for _, message in self.scheduler.take_outputs():

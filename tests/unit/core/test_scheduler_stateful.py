@@ -1,19 +1,25 @@
-"""Hypothesis drives scheduler and block manager with random arrivals, cancels, exhaustion and late results."""
+"""Hypothesis drives the scheduler with random arrivals, cancels, exhaustion, late results and deaths of the worker."""
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagewire.ipc.requests import EndReason
-from tests.fakes.step_executor import VOCAB, StepExecutor, complete
+from tests.fakes.step_executor import VOCAB, complete
 from tests.unit.core.harness import Harness
 
 # Few distinct tokens, so that prefixes are shared and stop tokens are hit.
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
+HEADS = st.lists(st.integers(0, 1), max_size=7)
+TAILS = st.lists(st.integers(0, 1), max_size=6)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Every stream ends exactly once, with the tokens of an undisturbed run, unless it was cancelled."""
+    """Every stream ends exactly once, with the tokens of an undisturbed run, unless it was cancelled or has to fail.
+
+    One that kills workers fails, after three deaths at most; so does one whose logits are NaN, and one that ran alone,
+    as a suspect, when a worker was lost.
+    """
 
     @initialize(
         block_size=st.sampled_from([1, 2, 4]),
@@ -43,6 +49,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.expected: dict[int, tuple[list[int], EndReason]] = {}
         self.cancelled: set[int] = set()
+        self.unlucky: set[int] = set()
 
     @rule(
         prompt=PROMPTS,
@@ -64,6 +71,34 @@ class SchedulerMachine(RuleBasedStateMachine):
             priority=priority,
             cache_salt=salt,
         )
+
+    @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), data=st.data())
+    def arrive_poisonous(self, head: list[int], tail: list[int], max_tokens: int, data: st.DataObject) -> None:
+        """A sequence that kills workers, at a place in its prompt or its output."""
+        prompt, expected, place = self._draw_failing(head, tail, max_tokens, data)
+        self.harness.kill_when_computing(place)
+        self._add_failing(prompt, expected, max_tokens)
+
+    @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), twice=st.booleans(), data=st.data())
+    def arrive_ill(self, head: list[int], tail: list[int], max_tokens: int, twice: bool, data: st.DataObject) -> None:
+        """A sequence, or two of them, whose logits are NaN from some place on."""
+        prompt, expected, place = self._draw_failing(head, tail, max_tokens, data)
+        self.harness.give_nan_when_computing(place)
+        for _ in range(1 + twice):
+            self._add_failing(prompt, expected, max_tokens)
+
+    def _draw_failing(
+        self, head: list[int], tail: list[int], max_tokens: int, data: st.DataObject
+    ) -> tuple[list[int], list[int], list[int]]:
+        """A prompt that is like no other, the tokens that come of it, and the place that is computed in vain."""
+        prompt = [*head, VOCAB + len(self.expected), *tail]
+        tokens = complete(prompt, max_tokens)[: data.draw(st.integers(0, max_tokens - 1))]
+        return prompt, tokens, prompt + tokens if tokens else prompt[: len(head) + 1]
+
+    def _add_failing(self, prompt: list[int], tokens: list[int], max_tokens: int) -> None:
+        stream = len(self.expected)
+        self.expected[stream] = (tokens, EndReason.FAILED)
+        self.harness.add(stream, prompt, max_tokens=max_tokens)
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -101,14 +136,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.expected)
     @rule()
     def workers_are_lost(self) -> None:
-        self.harness.worker = StepExecutor(self.harness.config.block_size, self.num_blocks)
-        self.harness.scheduler.reset(self.num_blocks)
+        batches = list(self.harness.worker.queue)
+        before = set(self.harness.ended)
+        self.harness.lose_worker()
+        for stream in set(self.harness.ended) - before:
+            assert self.harness.ended[stream].reason is EndReason.FAILED
+            assert all(len(batch.slots) == 4 for batch in batches), "it was not alone"
+            assert len(self.harness.ended) == len(before) + 1
+            self.unlucky.add(stream)
 
     @rule()
     def finish_everything(self) -> None:
         self.harness.run()
         for stream, (tokens, reason) in self.expected.items():
-            if stream in self.cancelled:
+            if stream in self.cancelled | self.unlucky:
                 assert self.harness.tokens[stream] == tokens[: len(self.harness.tokens[stream])]
                 continue
             assert stream in self.harness.ended, "starved"
@@ -116,6 +157,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.harness.ended[stream].reason is reason
         assert self.harness.scheduler.load.num_free_blocks == self.num_blocks
         assert self.harness.scheduler.load.num_running == 0
+        assert all(count <= 3 for count in self.harness.deadly.values())
 
     @invariant()
     def nothing_is_lost(self) -> None:

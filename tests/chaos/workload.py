@@ -1,0 +1,106 @@
+"""Which streams run, what each gave without disturbance, and how far each is now?"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pagewire_client import Client, RequestError, SamplingParams
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
+_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One stream to run; `golden` are tokens that it must begin with, empty if nobody knows them."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    golden: list[int]
+
+
+@dataclass(slots=True)
+class Progress:
+    """One stream while it runs: what came so far, and how it ended."""
+
+    token_ids: list[int] = field(default_factory=list)
+    whole: list[int] | None = None
+    error: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.whole is not None or bool(self.error)
+
+
+def make_requests(count: int, max_tokens: int) -> list[Request]:
+    """Greedy and seeded streams by turns, over the shorter prompts of the golden file."""
+    cases = sorted(GOLDEN, key=lambda case: len(case["prompt_ids"]))
+    requests = []
+    for index in range(count):
+        case = cases[index % (len(cases) // 2)]
+        if index % 2 == 0:
+            params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+            requests.append(Request(case["prompt_ids"], params, case["output_ids"][:max_tokens]))
+        else:
+            params = SamplingParams(temperature=1.0, top_p=0.95, seed=index, max_tokens=max_tokens, ignore_eos=True)
+            requests.append(Request(case["prompt_ids"], params, []))
+    return requests
+
+
+class Wave:
+    """All requests at once, each in a thread, spread over the gateways."""
+
+    def __init__(self, requests: Sequence[Request], clients: Sequence[Client]) -> None:
+        self.progress = [Progress() for _ in requests]
+        self._pool = ThreadPoolExecutor(len(requests))
+        for index, request in enumerate(requests):
+            self._pool.submit(self._run, request, clients[index % len(clients)], self.progress[index])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every stream has ended."""
+        return all(progress.is_over for progress in self.progress)
+
+    def counts(self) -> list[int | None]:
+        """Tokens of each stream so far; None for those that have ended."""
+        return [None if progress.is_over else len(progress.token_ids) for progress in self.progress]
+
+    def went_on(self, since: Sequence[int | None], num_tokens: int) -> bool:
+        """Whether every stream that was open has ended, or got so many tokens more."""
+        return all(
+            before is None or progress.is_over or len(progress.token_ids) >= before + num_tokens
+            for before, progress in zip(since, self.progress, strict=True)
+        )
+
+    def close(self) -> None:
+        """Wait for all threads."""
+        self._pool.shutdown()
+
+    @staticmethod
+    def _run(request: Request, client: Client, progress: Progress) -> None:
+        try:
+            with client.stream(request.prompt_ids, request.params, timeout_s=_LIMIT_S) as stream:
+                for chunk in stream:
+                    progress.token_ids += chunk.token_ids
+                completion = stream.collect()
+                progress.whole = list(completion.token_ids)
+        except RequestError as error:
+            progress.error = f"{type(error).__name__}: {error}"
+
+
+def differences(requests: Sequence[Request], progress: Sequence[Progress], expected: Sequence[list[int]]) -> list[str]:
+    """What is wrong with the streams of a wave that is over, one line for each that is not intact."""
+    wrong = []
+    for index, (request, got, tokens) in enumerate(zip(requests, progress, expected, strict=True)):
+        kind = "greedy" if request.params.temperature == 0 else "seeded"
+        if got.error:
+            wrong.append(f"stream {index} ({kind}) failed: {got.error}")
+        elif got.token_ids != got.whole:
+            wrong.append(f"stream {index} ({kind}): chunks are {got.token_ids}, the whole is {got.whole}")
+        elif got.whole != tokens:
+            first = next((i for i, pair in enumerate(zip(got.whole, tokens, strict=False)) if pair[0] != pair[1]), -1)
+            wrong.append(f"stream {index} ({kind}) differs from token {first} on: {got.whole} instead of {tokens}")
+    return wrong

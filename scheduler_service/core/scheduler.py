@@ -80,7 +80,7 @@ class Scheduler:
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
-        if self._quarantine.admit(sequence):
+        if self._quarantine.admit(sequence.request_id):
             self._requeue(sequence)
         else:
             self._fail(sequence, _CONDEMNED)
@@ -291,9 +291,10 @@ class Scheduler:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
         for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
             sequence = self._running.table.sequences[slot]
-            if sequence is None or not self._quarantine.note_progress(sequence, num_computed):
+            if sequence is None or not self._quarantine.note_progress(sequence.request_id, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
+            self._sort_queues()
             if self._quarantine.has_suspects and sequence.status is Status.RUNNING:
                 self._running.leave(sequence, Status.PREEMPTING)
 
@@ -316,7 +317,7 @@ class Scheduler:
         del self._sequences[sequence.gateway, sequence.stream_id]
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
-        self._quarantine.leave(sequence)
+        self._quarantine.leave(sequence.request_id)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:
@@ -335,9 +336,11 @@ class Scheduler:
         self._in_flight.clear()
         self._unsent.clear()
         self._running.reset(num_blocks)
-        for sequence in condemned:
-            logger.error("request condemned request_id=%s", sequence.request_id)
-            self._fail(sequence, _CONDEMNED)
+        self._sort_queues()
+        for request_id in condemned:
+            logger.error("request condemned request_id=%s", request_id)
+            if (sequence := self._by_request_id.get(request_id)) is not None:
+                self._fail(sequence, _CONDEMNED)
         capacity = num_blocks * self.config.block_size
         for sequence in list(self._sequences.values()):
             if sequence.max_total_tokens - 1 > capacity:
@@ -354,20 +357,27 @@ class Scheduler:
         """This step did not reach the workers, which were gone before: their death is not of its making."""
         self._unsent.add(step_id)
 
-    def _reaches(self) -> dict[Sequence, int]:
-        """The sequences in flight, and how many tokens of each would be computed after its last step."""
-        reaches: dict[Sequence, int] = {}
+    def _reaches(self) -> dict[str, int]:
+        """The requests in flight, aborted ones too, and how many tokens of each its last step would have computed."""
+        reaches: dict[str, int] = {}
         for step in self._in_flight:
             if step.step_id in self._unsent:
                 continue
             for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
                 sequence = self._running.table.sequences[slot]
-                if sequence is not None and not sequence.is_over:
-                    reaches[sequence] = num_computed
+                if sequence is not None:
+                    reaches[sequence.request_id] = num_computed
         return reaches
 
+    def _sort_queues(self) -> None:
+        """Who is a suspect has changed: have every sequence wait where it belongs."""
+        waiting = [*self._waiting.live(), *self._waiting_suspects.live()]
+        self._waiting, self._waiting_suspects = WaitingQueue(), WaitingQueue()
+        for sequence in waiting:
+            self._requeue(sequence)
+
     def _requeue(self, sequence: Sequence) -> None:
-        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence) else self._waiting
+        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
         queue.push(sequence)
 
     def check_integrity(self) -> None:

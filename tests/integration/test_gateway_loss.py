@@ -1,5 +1,6 @@
 """Do streams outlive kill -9 of a gateway: through the library, and through plain gRPC?"""
 
+import asyncio
 import json
 import re
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pagewire.v1 import generate_pb2
-from pagewire_client import Client, LocalService, SamplingParams
+from pagewire_client import AsyncClient, Client, LocalService, SamplingParams
+from pagewire_client.batch import Job, run_jobs
 from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
@@ -85,6 +87,25 @@ def test_streams_outlive_a_gateway_and_then_the_scheduler(service, client):
         child(service, "scheduler_service.core").kill()
         completion = stream.collect()
     assert list(completion.token_ids) == case["output_ids"]
+
+
+def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
+    cases = GOLDEN[:6]
+    greedy = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+
+    async def run():
+        async with AsyncClient(",".join(service.addresses)) as one:
+            jobs = [Job(case["prompt_ids"], greedy) for case in cases]
+            return await run_jobs(one, jobs, lambda count: None, lambda: None)
+
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(asyncio.run, run())
+        while client.server_info().load.num_running < len(cases):
+            assert not batch.done()
+        for gateway in children(service, "scheduler_service.gateway"):
+            gateway.kill()
+        outputs = batch.result(60)
+    assert [output.outputs[0].token_ids for output in outputs] == [case["output_ids"] for case in cases]
 
 
 def test_blocks_of_orphans_that_nobody_resumes_are_freed(service, client):

@@ -1,6 +1,6 @@
 """Do streams outlive kill -9 of a gateway: through the library, and through plain gRPC?"""
 
-import json
+import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from pagewire.v1 import generate_pb2
-from pagewire_client import Client, LocalService, SamplingParams
+from pagewire_client import AsyncClient, Client, LocalService, SamplingParams
+from pagewire_client.batch import Job, run_jobs
+from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
 from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "recovery.md"
 FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
-NUM_STREAMS = 16
 
 
 @pytest.fixture(scope="module")
@@ -40,44 +40,17 @@ def wait_until_all_serve(service: LocalService) -> None:
             one.wait_until_ready(60)
 
 
-def params(number: int) -> SamplingParams:
-    """Greedy, sampled, and with stop texts that may span tokens and the kill."""
-    if number % 4 == 0:
-        return SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
-    stop = (".\n", "the end", ", and") if number % 4 == 3 else ()
-    return SamplingParams(temperature=0.8, seed=number, max_tokens=32, ignore_eos=True, stop=stop)
-
-
-def run_all(client: Client, kill_at: int = 0, kill=lambda: None):
-    """Sixteen streams at once; `kill` is called when the first of them has had so many chunks."""
-
-    def run(number: int):
-        texts = []
-        with client.stream(GOLDEN[number]["prompt_ids"][:100], params(number)) as stream:
-            for chunk in stream:
-                texts.append(chunk.text)
-                if number == 0 and len(texts) == kill_at:
-                    kill()
-            assert stream.completion is not None
-            assert "".join(texts) == stream.completion.text
-            return stream.completion
-
-    with ThreadPoolExecutor(NUM_STREAMS) as threads:
-        return list(threads.map(run, range(NUM_STREAMS)))
-
-
 def test_sixteen_streams_outlive_one_of_two_gateways(service, client):
-    expected = run_all(client)
+    expected = run_streams(client)
     gateway = children(service, "scheduler_service.gateway")[0]
-    completions = run_all(client, 3, gateway.kill)
+    completions = run_streams(client, (3,), gateway.kill)
     assert [completion.choices for completion in completions] == [wanted.choices for wanted in expected]
     assert [c.usage.num_output_tokens for c in completions] == [c.usage.num_output_tokens for c in expected]
 
 
 def test_streams_outlive_a_gateway_and_then_the_scheduler(service, client):
     case = GOLDEN[0]
-    greedy = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
-    with client.stream(case["prompt_ids"], greedy) as stream:
+    with client.stream(case["prompt_ids"], GREEDY) as stream:
         next(stream)
         for gateway in children(service, "scheduler_service.gateway"):
             gateway.kill()
@@ -85,6 +58,24 @@ def test_streams_outlive_a_gateway_and_then_the_scheduler(service, client):
         child(service, "scheduler_service.core").kill()
         completion = stream.collect()
     assert list(completion.token_ids) == case["output_ids"]
+
+
+def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
+    cases = GOLDEN[:6]
+
+    async def run():
+        async with AsyncClient(",".join(service.addresses)) as one:
+            jobs = [Job(case["prompt_ids"], GREEDY) for case in cases]
+            return await run_jobs(one, jobs, lambda count: None, lambda: None)
+
+    with ThreadPoolExecutor(1) as threads:
+        batch = threads.submit(asyncio.run, run())
+        while client.server_info().load.num_running < len(cases):
+            assert not batch.done()
+        for gateway in children(service, "scheduler_service.gateway"):
+            gateway.kill()
+        outputs = batch.result(60)
+    assert [output.outputs[0].token_ids for output in outputs] == [case["output_ids"] for case in cases]
 
 
 def test_blocks_of_orphans_that_nobody_resumes_are_freed(service, client):
@@ -97,7 +88,6 @@ def test_blocks_of_orphans_that_nobody_resumes_are_freed(service, client):
             gateway.kill()
     died_s = time.monotonic()
     wait_until_all_serve(service)
-    assert client.server_info().load.num_running == 4
     while client.server_info().load.num_free_blocks != before:
         assert time.monotonic() - died_s < 20
         time.sleep(0.1)
@@ -112,7 +102,7 @@ def test_a_plain_grpc_client_resumes_as_the_documentation_says(service, client):
         sampling=generate_pb2.SamplingParams(temperature=0.0),
         stopping=generate_pb2.StopConditions(max_tokens=64, ignore_eos=True),
     )
-    expected = client.generate(case["prompt_ids"], SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True))
+    expected = client.generate(case["prompt_ids"], GREEDY)
     texts = []
     for text in names["stream_text"](service.addresses, request):
         texts.append(text)

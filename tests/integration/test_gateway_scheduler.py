@@ -13,7 +13,20 @@ from grpc_health.v1 import health_pb2
 from msgspec import structs
 
 from pagewire.ipc.codec import ANY, MAGIC, Codec, new_incarnation
-from pagewire.ipc.requests import Abort, EngineState, EngineStatus, GatewayMessage, Load, Started, StepTokens, Submit
+from pagewire.ipc.requests import (
+    Abort,
+    Ended,
+    EndReason,
+    EngineState,
+    EngineStatus,
+    GatewayMessage,
+    Load,
+    Rejected,
+    RejectReason,
+    Started,
+    StepTokens,
+    Submit,
+)
 from pagewire.v1 import inference_pb2
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.gateway_process import (
@@ -120,11 +133,15 @@ def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None
 def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
         gateway.wait_until_serving()
-        running, queued = start(gateway), start(gateway)
-        first, second = scheduler.take(Submit), scheduler.take(Submit)
+        running = start(gateway)
+        first = scheduler.take(Submit)
+        queued = start(gateway)
+        second = scheduler.take(Submit)
         scheduler.send_stream(first.stream_id, byte_level_ids(b"xy"))
         assert next(running).HasField("accepted")
-        assert next(running).delta.text[0] == "x"
+        text = ""
+        while text != "xy":
+            text += next(running).delta.text
     gateway.wait_until(NOT_SERVING)
     check_unavailable(start(gateway), "no scheduler answers")
     assert server_info(gateway).scheduler_incarnation == ""
@@ -140,7 +157,7 @@ def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: 
         scheduler.send_tokens([(first.stream_id, 1)], stop_at_length(second.stream_id))
         for submit in again:
             scheduler.send_stream(submit.stream_id, byte_level_ids(b"z"), stop_at_length(submit.stream_id))
-        assert "".join(event.delta.text for event in running).lstrip("y") == "z"
+        assert "".join(event.delta.text for event in running) == "z"
         *_, last = queued
         assert last.finished.usage.num_output_tokens == 1
         check_serves(gateway, scheduler)
@@ -169,13 +186,66 @@ def test_streams_go_on_with_a_scheduler_that_is_another(gateway: GatewayProcess,
         assert scheduler.take_all() == []
 
 
+def resume(gateway: GatewayProcess) -> Any:
+    request = generate_request(
+        token_ids={"ids": [1, 2]},
+        stopping={"stop": ["cde"]},
+        resume={"request_id": "mine", "seed": 5, "received_token_ids": byte_level_ids(b"abc")},
+    )
+    return gateway.stub().Generate(request, timeout=TIMEOUT_S)
+
+
+def test_resumes_say_so_and_are_told_why_they_are_refused(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = resume(gateway)
+        submit = scheduler.take(Submit)
+        assert (submit.resumes, submit.request_id, submit.sampling.seed) == (True, "mine", 5)
+        scheduler.send(Rejected(submit.stream_id, RejectReason.INVALID, "resumes", "the seed is not that"))
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as caught:
+            list(call)
+        assert caught.value.details() == "resume: the seed is not that"
+
+
+def test_a_stream_that_is_resumed_elsewhere_is_aborted(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = resume(gateway)
+        stream_id = scheduler.take(Submit).stream_id
+        scheduler.send_tokens([], Ended(stream_id, EndReason.REPLACED, None, 0, ""))
+        with pytest.raises(grpc.RpcError, match="ABORTED") as caught:
+            list(call)
+        assert error_reason(caught.value) == "STREAM_REPLACED"
+
+
+@pytest.mark.parametrize(("more", "text"), [(b"de", ""), (b"dx", "cdx")])
+def test_a_stop_text_may_span_the_scheduler_and_the_gateway_that_died(
+    gateway: GatewayProcess, address: str, more: bytes, text: str
+) -> None:
+    with FakeScheduler(address) as scheduler:
+        gateway.wait_until_serving()
+        call = resume(gateway)
+        scheduler.send_stream(scheduler.take(Submit).stream_id, byte_level_ids(more[:1]))
+        assert next(call).HasField("accepted")
+        assert list(next(call).delta.token_ids) == byte_level_ids(b"d")
+        scheduler.become_another()
+        submit = scheduler.take(Submit)
+        assert not submit.resumes
+        stream_id = submit.stream_id
+        assert np.frombuffer(submit.token_ids, np.int32).tolist() == [1, 2, *byte_level_ids(b"abcd")]
+        scheduler.send_stream(stream_id, byte_level_ids(more[1:]), stop_at_length(stream_id))
+        events = list(call)
+        assert "".join(event.delta.text for event in events) == text
+        assert events[-1].finished.stop == ("" if text else "cde")
+
+
 def test_streams_without_a_scheduler_wait_no_longer_than_they_may(address: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
     with GatewayProcess(model, address, tmp_path / "log", "--recovery-timeout-s", "1.5") as gateway:
         with FakeScheduler(address) as scheduler:
             gateway.wait_until_serving()
             patient = start(gateway)
-            hurried = gateway.stub().Generate(generate_request(), timeout=0.5)
+            hurried = gateway.stub().Generate(generate_request(), timeout=1.0)
             left = start(gateway)
             for _ in range(3):
                 scheduler.take(Submit)

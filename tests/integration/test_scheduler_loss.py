@@ -1,24 +1,21 @@
 """Do streams outlive kill -9 of the scheduler, token for token, while the workers go on?"""
 
-import json
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 
 import psutil
 import pytest
 
 from pagewire_client import Client, LocalService, SamplingParams
+from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
 from tests.fakes.service_processes import child, wait_for_child
 
 pytestmark = pytest.mark.model
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
 FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning"]
-GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 SCHEDULER = "scheduler_service.core"
-NUM_STREAMS = 16
 # The demo model moves again within this time of the new scheduler's start.
 MOST_RECOVERY_S = 1.0
 
@@ -37,32 +34,10 @@ def client(service):
         yield connected
 
 
-def params(number: int) -> SamplingParams:
-    """Greedy, sampled, and with stop texts that may span tokens and the kill."""
-    if number % 4 == 0:
-        return GREEDY
-    stop = (".\n", "the end", ", and") if number % 4 == 3 else ()
-    return SamplingParams(temperature=0.8, seed=number, max_tokens=32, ignore_eos=True, stop=stop)
-
-
-def run_all(client: Client, kill_at: tuple[int, ...] = (), kill=lambda: None):
-    """Sixteen streams at once; `kill` is called when the first of them has had so many chunks."""
-
-    def run(number: int):
-        with client.stream(GOLDEN[number]["prompt_ids"][:100], params(number)) as stream:
-            for count, _ in enumerate(stream, start=1):
-                if number == 0 and count in kill_at:
-                    kill()
-            return stream.completion
-
-    with ThreadPoolExecutor(NUM_STREAMS) as threads:
-        return list(threads.map(run, range(NUM_STREAMS)))
-
-
 def test_sixteen_streams_outlive_two_schedulers(service, client):
     worker = child(service, "gpu_worker")
-    expected = run_all(client)
-    completions = run_all(client, (3, 10), lambda: child(service, SCHEDULER).kill())
+    expected = run_streams(client)
+    completions = run_streams(client, (3, 10), lambda: child(service, SCHEDULER).kill())
     for completion, wanted in zip(completions, expected, strict=True):
         assert completion.token_ids == wanted.token_ids
         assert completion.text == wanted.text
@@ -76,15 +51,16 @@ def test_sixteen_streams_outlive_two_schedulers(service, client):
 
 def test_a_prefill_outlives_its_scheduler_and_says_what_was_cached(service, client):
     case = next(case for case in GOLDEN if len(case["prompt_ids"]) > 400)
+    short = dataclasses.replace(GREEDY, max_tokens=12)
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(client.generate, case["prompt_ids"], GREEDY)
+        running = threads.submit(client.generate, case["prompt_ids"], short)
         while client.server_info().load.num_running == 0 and not running.done():
             time.sleep(0.001)
         child(service, SCHEDULER).kill()
         completion = running.result(60)
-    assert list(completion.token_ids) == case["output_ids"]
-    warm = client.generate(case["prompt_ids"], GREEDY).usage
-    with client.stream(case["prompt_ids"], GREEDY) as stream:
+    assert list(completion.token_ids) == case["output_ids"][:12]
+    warm = client.generate(case["prompt_ids"], short).usage
+    with client.stream(case["prompt_ids"], short) as stream:
         next(stream)
         child(service, SCHEDULER).kill()
         assert stream.collect().usage == warm

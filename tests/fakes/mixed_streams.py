@@ -1,0 +1,40 @@
+"""Sixteen streams of all kinds at once on the demo model, one of which can be made to kill something half-way."""
+
+import json
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pagewire_client import Client, Completion, SamplingParams
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
+GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+_NUM_STREAMS = 16
+_MAX_PROMPT_TOKENS = 50
+
+
+def run_streams(
+    client: Client, kill_at: Collection[int] = (), kill: Callable[[], object] = lambda: None
+) -> list[Completion]:
+    """Run them; `kill` is called when the first has had so many chunks."""
+
+    def run(number: int) -> Completion:
+        texts = []
+        with client.stream(GOLDEN[number]["prompt_ids"][:_MAX_PROMPT_TOKENS], _params(number)) as stream:
+            for chunk in stream:
+                texts.append(chunk.text)
+                if number == 0 and len(texts) in kill_at:
+                    kill()
+        assert stream.completion is not None
+        assert "".join(texts) == stream.completion.text
+        return stream.completion
+
+    with ThreadPoolExecutor(_NUM_STREAMS) as threads:
+        return list(threads.map(run, range(_NUM_STREAMS)))
+
+
+def _params(number: int) -> SamplingParams:
+    """Greedy, sampled, and with stop texts that may span tokens and the kill."""
+    stop = (".\n", " of the", ", and", "s.") if number % 4 >= 2 else ()
+    temperature = 0.0 if number % 4 == 0 else 0.8
+    return SamplingParams(temperature=temperature, seed=number, max_tokens=24, ignore_eos=True, stop=stop)

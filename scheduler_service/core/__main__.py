@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from pagewire.ipc.supervision import Heart
 from pagewire.ipc.trace import Recorder
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop
@@ -19,7 +20,9 @@ def main() -> int:
     )
     try:
         recorder = Recorder("scheduler", arguments.trace_dir)
-        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder)
+        heart = Heart(arguments.supervisor_fd)
+        heart.start()
+        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder, heart)
     except (ValueError, OSError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
@@ -48,6 +51,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prefix-caching", action=switch, default=True, help="share blocks between requests")
     parser.add_argument("--async-scheduling", action=switch, default=True, help="schedule one step ahead")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
+    parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 
 from pagewire.ipc.supervision import ProcessState
@@ -25,19 +25,29 @@ _NOT_LIVE = (ProcessState.HUNG, ProcessState.DEAD)
 _Answer = tuple[HTTPStatus, dict[str, object]]
 
 
-async def serve_http_health(address: str, state: ServiceState) -> tuple[asyncio.Server, str]:
-    """Listen at HOST:PORT; port 0 takes a free one. Gives the server and its address.
+@dataclass(frozen=True, slots=True)
+class HttpHealth:
+    """A server that listens, and where."""
+
+    server: asyncio.Server
+    address: str
+
+
+async def serve_http_health(address: str, state: ServiceState) -> HttpHealth:
+    """Listen at HOST:PORT; port 0 takes a free one.
 
     Raises:
         StartError: the address cannot be used.
     """
     host, port = split_host_and_port(address, "--http")
     try:
-        server = await asyncio.start_server(lambda r, w: _serve(r, w, state), host, port, limit=_MAX_REQUEST_BYTES)
+        server = await asyncio.start_server(
+            lambda r, w: _serve(r, w, state), host.strip("[]"), port, limit=_MAX_REQUEST_BYTES
+        )
     except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartError(f"cannot listen on {address}: {reason}; choose another --http address") from error
-    return server, f"{address.rpartition(':')[0]}:{server.sockets[0].getsockname()[1]}"
+    return HttpHealth(server, f"{host}:{server.sockets[0].getsockname()[1]}")
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, state: ServiceState) -> None:

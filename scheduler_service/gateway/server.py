@@ -76,13 +76,15 @@ async def serve(
         service = InferenceService(model, scheduler, prompts, calls, state, version, config.max_message_bytes)
         server.add_generic_rpc_handlers((service.grpc_handler(),))
         reflection.enable_server_reflection(_SERVED_NAMES, server)
+        http = await serve_http_health(config.http, state) if config.http is not None else None
         await server.start()
         tasks = [asyncio.create_task(health.run()), asyncio.create_task(show_progress(heart, calls))]
         if heart.is_supervised:
             follow_reports(heart, take_report)
         for address in bound:
             on_listening("listening", address)
-        http = await _serve_http(config.http, state, on_listening)
+        if http is not None:
+            on_listening("http", http.address)
         drain_timeout_s = await stop
         logger.info("gateway draining open_calls=%d timeout_s=%.1f", calls.num_open, drain_timeout_s)
         calls.close()
@@ -92,19 +94,9 @@ async def serve(
         scheduler.shut_down()
         await server.stop(_LAST_WORDS_S)
         if http is not None:
-            http.close()
+            http.server.close()
         for task in tasks:
             task.cancel()
-
-
-async def _serve_http(
-    address: str | None, state: ServiceState, on_listening: Callable[[str, str], None]
-) -> asyncio.Server | None:
-    if address is None:
-        return None
-    server, bound = await serve_http_health(address, state)
-    on_listening("http", bound)
-    return server
 
 
 def _channel_options(config: GatewayConfig) -> list[tuple[str, int]]:

@@ -85,18 +85,24 @@ async def serve(
             on_listening("listening", address)
         if http is not None:
             on_listening("http", http.address)
+
         drain_timeout_s = await stop
-        logger.info("gateway draining open_calls=%d timeout_s=%.1f", calls.num_open, drain_timeout_s)
         calls.close()
         await health.stop()
-        if not await calls.wait_for_end(drain_timeout_s):
-            logger.warning("gateway cuts open calls num=%d", calls.num_open)
+        await _drain(calls, drain_timeout_s)
         scheduler.shut_down()
         await server.stop(_LAST_WORDS_S)
         if http is not None:
             http.server.close()
         for task in tasks:
             task.cancel()
+
+
+async def _drain(calls: OpenCalls, timeout_s: float) -> None:
+    """Let open calls end; those that do not in time are ended with a status that lets them be resumed elsewhere."""
+    logger.info("gateway draining open_calls=%d timeout_s=%.1f", calls.num_open, timeout_s)
+    if not await calls.wait_for_end(timeout_s):
+        logger.warning("gateway cuts open calls num=%d", calls.num_open)
 
 
 def _channel_options(config: GatewayConfig) -> list[tuple[str, int]]:

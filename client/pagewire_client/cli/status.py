@@ -45,7 +45,9 @@ def _ask(address: str) -> ServerInfo:
 
 
 def _print(info: ServerInfo) -> None:
-    table = Table("process", "pid", "incarnation", "restarts", "state", "steps", "last step", "detail")
+    table = Table("process", "pid", "incarnation", "restarts", "state", "steps", "last", "detail")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for process in info.processes:
         table.add_row(
             Text(process.name),
@@ -74,4 +76,4 @@ def _print(info: ServerInfo) -> None:
 
 
 def _age(process: Process) -> str:
-    return "" if process.last_step_age_s is None else f"{process.last_step_age_s:.1f} s ago"
+    return "" if process.last_step_age_s is None else f"{process.last_step_age_s:.1f} s"

@@ -10,6 +10,7 @@ from types import FrameType
 
 from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
 from gpu_worker.cpu_limits import usable_cores
+from pagewire.ipc.supervision import Heart
 
 # How often an idle thread of the OpenMP runtime looks for work before it sleeps: for about 80 us, longer than the gap
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
@@ -33,6 +34,8 @@ def main() -> int:
         config = _config(arguments)
     except ValueError as error:
         return _fail(str(error))
+    heart = Heart(arguments.supervisor_fd)
+    heart.start()
     os.environ.setdefault("GOMP_SPINCOUNT", _OPENMP_SPINS)
     if config.tensor_parallel_size > 1 and config.shares_host:
         # Ranks of one host talk over its loopback.
@@ -46,7 +49,7 @@ def main() -> int:
         signal.signal(signum, _stop)
     status = 1
     try:
-        failure = obstacle_to_device(config.device) or run_worker(config)
+        failure = obstacle_to_device(config.device) or run_worker(config, heart)
         status = 0 if failure is None else _fail(failure)
         return status
     except SystemExit:
@@ -106,6 +109,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
+    parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 

@@ -36,6 +36,7 @@ from pagewire.ipc.steps import (
     WorkerProgress,
     WorkerReady,
 )
+from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
 from pagewire.ipc.trace import NO_TRACE, Recorder
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Worker:
         hello: what this worker greets with.
         patience_s: a step of several ranks that runs for longer waits for a rank that is gone or hangs.
         recorder: told what launching and answering each step takes.
+        heart: told what is begun and done.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Worker:
         link: SchedulerLink,
         patience_s: float,
         recorder: Recorder = NO_TRACE,
+        heart: Heart = NO_HEART,
     ) -> None:
         self._hello = hello
         self._runner = runner
         self._link = link
         self._patience_s = patience_s if hello.world_size > 1 else float("inf")
         self._recorder = recorder
+        self._heart = heart
         self._scheduler = ANY
         self._pending: deque[PendingStep] = deque()
 
@@ -110,6 +114,7 @@ class Worker:
             self._take(envelope)
         elif not self._pending:
             self._link.send(self._hello, ANY)
+            self._note_rest()
         if self._pending and (self._pending[0].is_done or len(self._pending) >= _MOST_PENDING):
             self._answer(self._pending.popleft())
         elif self._pending and time.monotonic() - self._pending[0].launched_s > self._patience_s:
@@ -138,15 +143,19 @@ class Worker:
             self._finish_pending()
             self._runner.allocate(message.num_blocks, self._throttled_progress())
             self._link.send(WorkerReady(self._hello.rank), self._scheduler)
+            self._note_rest()
         elif not self._runner.is_ready:
             self._link.drop("a step came before the KV cache was allocated")
         else:
+            if not self._pending:
+                self._heart.note(ProcessState.BUSY, f"step {message.step_id}")
             start = self._recorder.now()
             self._pending.append(self._runner.launch(message))
             self._recorder.add("launch", start, message.step_id)
 
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
         """Follow this scheduler and have what it wants loaded."""
+        self._heart.note(ProcessState.STARTING, "loading")
         self._finish_pending()
         if scheduler != self._scheduler:
             logger.info("following scheduler incarnation=%s", scheduler.hex())
@@ -165,6 +174,16 @@ class Worker:
         if span_ns is not None:
             self._recorder.add_device_step(span_ns, output.step_id)
 
+        self._heart.note_step()
+        if self._pending:
+            self._heart.note(ProcessState.BUSY, f"step {self._pending[0].step_id}")
+        else:
+            self._note_rest()
+
+    def _note_rest(self) -> None:
+        """There is nothing to compute now."""
+        self._heart.note(ProcessState.IDLE if self._runner.is_ready else ProcessState.STARTING)
+
     def _finish_pending(self) -> None:
         """Wait for steps whose outcome no longer matters."""
         while self._pending:
@@ -176,6 +195,7 @@ class Worker:
 
         def report(stage: str, done: int, total: int) -> None:
             nonlocal last_s, last_stage
+            self._heart.note(ProcessState.STARTING, stage)
             now_s = time.monotonic()
             if done == total or stage != last_stage or now_s - last_s >= _PROGRESS_PERIOD_S:
                 last_s, last_stage = now_s, stage
@@ -184,14 +204,15 @@ class Worker:
         return report
 
 
-def run_worker(config: WorkerConfig) -> str | None:
+def run_worker(config: WorkerConfig, heart: Heart = NO_HEART) -> str | None:
     """Run a worker until it fails; returns why, in one line."""
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
         recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
         link = SchedulerLink(config.scheduler_address)
-        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder).run()
+        heart.incarnation = link.incarnation.hex()
+        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart).run()
     except Exception as error:
         return _describe(error)
     return None

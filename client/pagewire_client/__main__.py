@@ -1,4 +1,4 @@
-"""The command line `pagewire`: serve, generate, chat, models, bench."""
+"""The command line `pagewire`: serve, generate, chat, models, status, bench."""
 
 import sys
 
@@ -14,6 +14,7 @@ from pagewire_client.cli.chat import chat
 from pagewire_client.cli.generate import generate
 from pagewire_client.cli.models import models
 from pagewire_client.cli.serve import serve
+from pagewire_client.cli.status import status
 from pagewire_client.errors import PagewireError, first_error
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -32,6 +33,7 @@ def make_app() -> typer.Typer:
     app.command("generate")(generate)
     app.command("chat")(chat)
     app.command("models")(models)
+    app.command("status")(status)
     bench = typer.Typer(help="Measure speed.", no_args_is_help=True)
     bench.command("offline", context_settings=_PASS_ON)(bench_offline)
     bench.command("serve", context_settings=_PASS_ON)(bench_serve)

@@ -10,6 +10,8 @@ from pagewire_client.types import (
     EngineState,
     FinishReason,
     Model,
+    Process,
+    ProcessState,
     Progress,
     ServerInfo,
     ServerLimits,
@@ -30,6 +32,14 @@ _ENGINE_STATES = {
     inference_pb2.ENGINE_STATE_STARTING: EngineState.STARTING,
     inference_pb2.ENGINE_STATE_READY: EngineState.READY,
     inference_pb2.ENGINE_STATE_UNAVAILABLE: EngineState.UNAVAILABLE,
+}
+_PROCESS_STATES = {
+    inference_pb2.PROCESS_STATE_STARTING: ProcessState.STARTING,
+    inference_pb2.PROCESS_STATE_IDLE: ProcessState.IDLE,
+    inference_pb2.PROCESS_STATE_BUSY: ProcessState.BUSY,
+    inference_pb2.PROCESS_STATE_DRAINING: ProcessState.DRAINING,
+    inference_pb2.PROCESS_STATE_HUNG: ProcessState.HUNG,
+    inference_pb2.PROCESS_STATE_DEAD: ProcessState.DEAD,
 }
 
 
@@ -106,6 +116,22 @@ def server_info(proto: inference_pb2.GetServerInfoResponse) -> ServerInfo:
         load=ServerLoad(load.num_running, load.num_waiting, load.num_free_blocks),
         progress=Progress(progress.stage, progress.done, progress.total),
         detail=proto.detail,
+        service_state=_PROCESS_STATES.get(proto.state, ProcessState.UNKNOWN),
+        service_state_reason=proto.state_reason,
+        processes=tuple(_process(process) for process in proto.processes),
+    )
+
+
+def _process(proto: inference_pb2.Process) -> Process:
+    return Process(
+        name=proto.name,
+        state=_PROCESS_STATES.get(proto.state, ProcessState.UNKNOWN),
+        detail=proto.detail,
+        pid=proto.pid,
+        incarnation=proto.incarnation,
+        num_restarts=proto.num_restarts,
+        num_steps=proto.num_steps,
+        last_step_age_s=proto.last_step_age_ms / 1000 if proto.HasField("last_step_age_ms") else None,
     )
 
 

@@ -128,14 +128,16 @@ def flags_from(engine_args: Mapping[str, object]) -> list[str]:
 
 
 def _stop(process: "subprocess.Popen[bytes]", events: IO[bytes], owner_pid: int) -> None:
-    """End the supervisor, unless this is a forked copy of the program that started it."""
+    """End the supervisor, unless this is a forked copy of the program that started it.
+
+    A pipe without a reader ends it at once; SIGTERM would let streams that nobody reads end first.
+    """
     if os.getpid() != owner_pid:
         return
+    events.close()
     if process.poll() is None:
-        process.terminate()
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    events.close()

@@ -155,9 +155,39 @@ class ServerLoad:
     num_free_blocks: int
 
 
+class ProcessState(enum.Enum):
+    """What a process, or the service as a whole, does."""
+
+    UNKNOWN = "unknown"
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+    HUNG = "hung"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of a service. `last_step_age_s` is the time since its last step ended, None before the first."""
+
+    name: str
+    state: ProcessState
+    detail: str
+    pid: int
+    incarnation: str
+    num_restarts: int
+    num_steps: int
+    last_step_age_s: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Versions, limits and state of the processes behind a gateway. `detail` says why it is UNAVAILABLE."""
+    """Versions, limits and state of the processes behind a gateway.
+
+    `state` is that of the engine, `detail` says why it is UNAVAILABLE. `service_state` and its reason are what health
+    checks follow; `processes` is empty where the service has no supervisor.
+    """
 
     version: str
     gateway_incarnation: str
@@ -167,3 +197,6 @@ class ServerInfo:
     load: ServerLoad
     progress: Progress
     detail: str
+    service_state: ProcessState = ProcessState.UNKNOWN
+    service_state_reason: str = ""
+    processes: tuple[Process, ...] = ()

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from pagewire.ipc.supervision import Heart
 from pagewire.ipc.trace import Recorder
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop
@@ -19,7 +20,9 @@ def main() -> int:
     )
     try:
         recorder = Recorder("scheduler", arguments.trace_dir)
-        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder)
+        heart = Heart(arguments.supervisor_fd)
+        heart.start()
+        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder, heart)
     except (ValueError, OSError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
@@ -54,6 +57,7 @@ def _parse() -> argparse.Namespace:
         help="seconds that sequences run on when their gateway is gone, for callers who resume them",
     )
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
+    parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser.parse_args()
 

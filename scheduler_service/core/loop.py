@@ -22,6 +22,7 @@ from pagewire.ipc.requests import (
     Submit,
 )
 from pagewire.ipc.steps import StepOutput, WorkerHello, WorkerMessage
+from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
 from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
@@ -43,14 +44,22 @@ class SchedulerLoop:
 
     Args:
         recorder: told what each turn and each step takes.
+        heart: told of each turn and each step.
     """
 
     def __init__(
-        self, config: SchedulerConfig, request_address: str, worker_address: str, recorder: Recorder = NO_TRACE
+        self,
+        config: SchedulerConfig,
+        request_address: str,
+        worker_address: str,
+        recorder: Recorder = NO_TRACE,
+        heart: Heart = NO_HEART,
     ) -> None:
         self._config = config
         self._recorder = recorder
+        self._heart = heart
         self._incarnation = new_incarnation()
+        heart.incarnation = self._incarnation.hex()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         requests: Server[GatewayMessage] = Server(self._context, request_address, GatewayMessage, self._incarnation)
         workers: Server[WorkerMessage] = Server(self._context, worker_address, WorkerMessage, self._incarnation)
@@ -109,6 +118,8 @@ class SchedulerLoop:
             self._recorder.add("deliver", start)
         if now_s >= self._next_status_s:
             self._publish_status(now_s)
+        is_busy = self._scheduler is not None and self._scheduler.has_sequences
+        self._heart.note(ProcessState.BUSY if is_busy else ProcessState.IDLE)
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -180,6 +191,7 @@ class SchedulerLoop:
         start = self._recorder.now()
         try:
             self._scheduler.update(output)
+            self._heart.note_step()
         except ValueError as error:
             logger.error("step output dropped error=%s", error)
         self._recorder.add("update", start, output.step_id)

@@ -7,10 +7,11 @@ import signal
 import sys
 from pathlib import Path
 
+from pagewire.ipc.supervision import Heart
 from scheduler_service.gateway.config import (
+    DEFAULT_DRAIN_TIMEOUT_S,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_RECOVERY_TIMEOUT_S,
-    DEFAULT_STOP_GRACE_S,
     GatewayConfig,
 )
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
@@ -19,7 +20,7 @@ from scheduler_service.gateway.server import serve
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGINT or SIGTERM. Returns the exit code."""
+    """Run until SIGTERM, which lets open calls end, or SIGINT, which does not. Returns the exit code."""
     parser = _parser()
     flags = parser.parse_args(arguments)
     logging.basicConfig(
@@ -32,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
             scheduler_address=flags.scheduler_address,
             listen=tuple(flags.listen),
             max_message_bytes=flags.max_message_bytes,
-            stop_grace_s=flags.stop_grace_s,
+            drain_timeout_s=flags.drain_timeout,
+            http=flags.http,
+            supervisor_fd=flags.supervisor_fd,
             recovery_timeout_s=flags.recovery_timeout_s,
             trust_request_chat_template=flags.trust_request_chat_template,
         )
@@ -47,23 +50,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(config: GatewayConfig) -> None:
+    heart = Heart(config.supervisor_fd)
+    heart.start()
     model = read_served_model(config.model, config.model_name)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[float] = loop.create_future()
 
     def request_stop(number: int) -> None:
-        stop.set()
+        if not stop.done():
+            stop.set_result(config.drain_timeout_s if number == signal.SIGTERM else 0.0)
         # A second signal ends the process at once.
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, request_stop, number)
-    await serve(config, model, stop, on_listening=_announce)
+    await serve(config, model, stop, _announce, heart)
 
 
-def _announce(address: str) -> None:
-    print(f"gateway listening address={address}", flush=True)
+def _announce(what: str, address: str) -> None:
+    print(f"gateway {what} address={address}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
-    add("--stop-grace-s", type=float, default=DEFAULT_STOP_GRACE_S, help="seconds that open calls have on SIGTERM")
+    add("--http", metavar="HOST:PORT", help="serve /healthz and /readyz here; default: off")
+    add("--drain-timeout", type=float, default=DEFAULT_DRAIN_TIMEOUT_S, help="seconds that open calls have on SIGTERM")
+    add("--supervisor-fd", type=int, metavar="N", help="inherited socket to the supervisor")
     add(
         "--recovery-timeout-s",
         type=float,

@@ -20,11 +20,21 @@ def bind(server: grpc.aio.Server, address: str) -> str:
         _check_unix_path(address)
         _add_port(server, address)
         return address
+    host, port = split_host_and_port(address, "--listen", "neither HOST:PORT nor unix:/path")
+    _check_host_and_port(host, port, address)
+    return f"{host}:{_add_port(server, address)}"
+
+
+def split_host_and_port(address: str, flag: str, problem: str = "not HOST:PORT") -> tuple[str, int]:
+    """Take "host:port" apart.
+
+    Raises:
+        StartError: it is not that; the message names the flag and the problem.
+    """
     host, separator, port = address.rpartition(":")
     if not separator or not host or not (port.isascii() and port.isdecimal()):
-        raise StartError(f"--listen {address}: is neither HOST:PORT nor unix:/path")
-    _check_host_and_port(host, int(port), address)
-    return f"{host}:{_add_port(server, address)}"
+        raise StartError(f"{flag} {address}: is {problem}")
+    return host, int(port)
 
 
 def _add_port(server: grpc.aio.Server, address: str) -> int:

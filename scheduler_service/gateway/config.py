@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
-DEFAULT_STOP_GRACE_S = 5.0
+DEFAULT_DRAIN_TIMEOUT_S = 30.0
 DEFAULT_RECOVERY_TIMEOUT_S = 60.0
 
 
@@ -13,9 +13,10 @@ class GatewayConfig:
     """Settings of one gateway process.
 
     `model` is a GGUF file or a model directory; `model_name` what requests call it. `listen` are gRPC addresses
-    ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one. `stop_grace_s` is how long
-    open calls may go on once the gateway was asked to stop, `recovery_timeout_s` how long they wait for another
-    scheduler when theirs is gone.
+    ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one. `drain_timeout_s` is how
+    long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs is
+    gone. `http` is where health is served over HTTP ("host:port"). `supervisor_fd` is the inherited socket to the
+    supervisor.
     """
 
     model: Path
@@ -24,8 +25,10 @@ class GatewayConfig:
     listen: tuple[str, ...]
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     num_tokenizer_threads: int = 2
-    stop_grace_s: float = DEFAULT_STOP_GRACE_S
+    drain_timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
     recovery_timeout_s: float = DEFAULT_RECOVERY_TIMEOUT_S
+    http: str | None = None
+    supervisor_fd: int | None = None
     trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
@@ -33,8 +36,8 @@ class GatewayConfig:
             raise ValueError("--listen: give at least one address")
         if self.max_message_bytes < 1:
             raise ValueError(f"--max-message-bytes: {self.max_message_bytes} is below 1")
-        if self.stop_grace_s < 0:
-            raise ValueError(f"--stop-grace-s: {self.stop_grace_s} is below 0")
+        if not 0 <= self.drain_timeout_s < float("inf"):
+            raise ValueError(f"--drain-timeout: {self.drain_timeout_s} is no number of seconds, 0 or more")
         if self.recovery_timeout_s < 0:
             raise ValueError(f"--recovery-timeout-s: {self.recovery_timeout_s} is below 0")
         if not self.model_name:

@@ -64,6 +64,13 @@ class EngineUnavailableError(RequestError):
     """No engine can run the request now; the same request may succeed later."""
 
 
+class GatewayDrainingError(RequestError):
+    """This gateway takes no new calls, because it is about to end; another one will."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway is shutting down: send the request to another one")
+
+
 class EngineOverloadedError(RequestError):
     """The engine has more work than it takes; the same request may succeed later."""
 

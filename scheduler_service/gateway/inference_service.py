@@ -3,13 +3,16 @@
 import grpc
 
 from pagewire.ipc.requests import EngineState
+from pagewire.ipc.supervision import ProcessReport, ProcessState
 from pagewire.v1 import generate_pb2, inference_pb2
 from scheduler_service.gateway import handlers
 from scheduler_service.gateway.exceptions import InvalidArgumentError, UnknownModelError
 from scheduler_service.gateway.generate import answer_generate
+from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
+from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.validation import check_token_ids
 
 SERVICE_NAME: str = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -20,6 +23,15 @@ _ENGINE_STATES = {
     EngineState.UNAVAILABLE: inference_pb2.ENGINE_STATE_UNAVAILABLE,
 }
 
+_PROCESS_STATES = {
+    ProcessState.STARTING: inference_pb2.PROCESS_STATE_STARTING,
+    ProcessState.IDLE: inference_pb2.PROCESS_STATE_IDLE,
+    ProcessState.BUSY: inference_pb2.PROCESS_STATE_BUSY,
+    ProcessState.DRAINING: inference_pb2.PROCESS_STATE_DRAINING,
+    ProcessState.HUNG: inference_pb2.PROCESS_STATE_HUNG,
+    ProcessState.DEAD: inference_pb2.PROCESS_STATE_DEAD,
+}
+
 
 class InferenceService:
     """The service over one model and one scheduler.
@@ -28,6 +40,8 @@ class InferenceService:
         model: the model that requests may name.
         scheduler: runs generations.
         prompts: tokenizes prompts.
+        calls: told of every call that does work.
+        state: of the service, for GetServerInfo.
         version: of Pagewire, for GetServerInfo.
         max_message_bytes: the server's limit, for GetServerInfo.
     """
@@ -37,12 +51,16 @@ class InferenceService:
         model: ServedModel,
         scheduler: SchedulerClient,
         prompts: PromptReader,
+        calls: OpenCalls,
+        state: ServiceState,
         version: str,
         max_message_bytes: int,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._prompts = prompts
+        self._calls = calls
+        self._state = state
         self._version = version
         self._max_message_bytes = max_message_bytes
 
@@ -62,23 +80,26 @@ class InferenceService:
     async def generate(self, request: generate_pb2.GenerateRequest, context: handlers.Context) -> None:
         """Stream one completion."""
         self._check_model(request.model)
-        await answer_generate(
-            request, context, model_name=self._model.name, prompts=self._prompts, scheduler=self._scheduler
-        )
+        with self._calls.one():
+            self._state.check_engine_can_come()
+            await answer_generate(
+                request, context, model_name=self._model.name, prompts=self._prompts, scheduler=self._scheduler
+            )
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, _context: handlers.Context
     ) -> inference_pb2.TokenizeResponse:
         """Tokenize a prompt as Generate would."""
         self._check_model(request.model)
-        match request.WhichOneof("prompt"):
-            case "text":
-                special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-                token_ids = await self._prompts.read_text(request.text, add_special_tokens=special)
-            case "chat":
-                token_ids = await self._prompts.read_chat(request.chat)
-            case _:
-                raise InvalidArgumentError("prompt", "is missing: set one of text and chat")
+        with self._calls.one():
+            match request.WhichOneof("prompt"):
+                case "text":
+                    special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+                    token_ids = await self._prompts.read_text(request.text, add_special_tokens=special)
+                case "chat":
+                    token_ids = await self._prompts.read_chat(request.chat)
+                case _:
+                    raise InvalidArgumentError("prompt", "is missing: set one of text and chat")
         return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self._max_model_len)
 
     async def detokenize(
@@ -88,7 +109,8 @@ class InferenceService:
         self._check_model(request.model)
         check_token_ids(request.token_ids, self._vocab_size, "token_ids")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        text = await self._prompts.read_token_ids(request.token_ids, skip_special_tokens=skip)
+        with self._calls.one():
+            text = await self._prompts.read_token_ids(request.token_ids, skip_special_tokens=skip)
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def list_models(
@@ -109,19 +131,24 @@ class InferenceService:
     ) -> inference_pb2.GetServerInfoResponse:
         """Describe the processes behind this server."""
         scheduler, status = self._scheduler, self._scheduler.status
+        found, report = self._state.find(), self._state.report
+        engine_state, stage = self._state.engine_state()
         return inference_pb2.GetServerInfoResponse(
             version=self._version,
             gateway_incarnation=scheduler.incarnation.hex(),
             scheduler_incarnation=(scheduler.scheduler_incarnation or b"").hex(),
-            engine_state=_ENGINE_STATES[status.state],
+            engine_state=_ENGINE_STATES[engine_state],
             limits=self._server_limits(),
             load=inference_pb2.ServerLoad(
                 num_running=status.load.num_running,
                 num_waiting=status.load.num_waiting,
                 num_free_blocks=status.load.num_free_blocks,
             ),
-            progress=inference_pb2.EngineProgress(stage=status.stage, done=status.done, total=status.total),
-            detail=status.detail,
+            progress=inference_pb2.EngineProgress(stage=stage, done=status.done, total=status.total),
+            detail=self._state.given_up or status.detail,
+            processes=[_process(process) for process in report.processes] if report is not None else (),
+            state=_PROCESS_STATES[found.state],
+            state_reason=found.reason,
         )
 
     def _server_limits(self) -> inference_pb2.ServerLimits:
@@ -149,3 +176,16 @@ class InferenceService:
     def _vocab_size(self) -> int:
         model = self._scheduler.status.model
         return model.vocab_size if model is not None else self._model.tokenizer.vocab_size
+
+
+def _process(report: ProcessReport) -> inference_pb2.Process:
+    return inference_pb2.Process(
+        name=report.name,
+        state=_PROCESS_STATES[report.state],
+        detail=report.detail,
+        pid=report.pid,
+        incarnation=report.incarnation,
+        num_restarts=report.num_restarts,
+        num_steps=report.num_steps,
+        last_step_age_ms=None if report.step_age_s is None else round(report.step_age_s * 1000),
+    )

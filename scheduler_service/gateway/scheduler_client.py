@@ -96,6 +96,11 @@ class SchedulerClient:
         """Streams that the scheduler runs for this gateway, or that wait for one that does."""
         return len(self._streams) + len(self._waiting)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the scheduler is connected but says nothing."""
+        return self.scheduler_incarnation is not None and time.monotonic() - self._last_heard_s > _HUNG_AFTER_S
+
     def open(self, generation: Generation) -> Stream:
         """Submit a request. Give the stream back with `close`, however it ends.
 
@@ -132,6 +137,16 @@ class SchedulerClient:
         assert status.model is not None
         assert status.limits is not None
         return status.model, status.limits
+
+    def end_streams(self, error: RequestError) -> None:
+        """Nobody will run them any more: end every stream with this error."""
+        waiting = self._waiting.all()
+        for stream in waiting:
+            self._waiting.discard(stream)
+        streams = [*self._streams.values(), *waiting]
+        for stream in streams:
+            stream.fail(error)
+        self._settle(streams)
 
     def shut_down(self) -> None:
         """Take leave of the scheduler, which stops all streams, and close the socket."""

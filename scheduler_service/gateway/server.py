@@ -9,14 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from pagewire.ipc.requests import EngineState
+from pagewire.ipc.supervision import NO_HEART, Heart, ServiceReport
 from scheduler_service.gateway.addresses import bind
 from scheduler_service.gateway.config import GatewayConfig
+from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.health import HealthReporter
+from scheduler_service.gateway.http_health import serve_http_health
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
+from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
+from scheduler_service.gateway.service_state import ServiceState
+from scheduler_service.gateway.supervision import follow_reports, show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +34,20 @@ _MIN_CLIENT_PING_PERIOD_MS = 10_000
 
 
 async def serve(
-    config: GatewayConfig, model: ServedModel, stop: asyncio.Event, on_listening: Callable[[str], None]
+    config: GatewayConfig,
+    model: ServedModel,
+    stop: asyncio.Future[float],
+    on_listening: Callable[[str, str], None],
+    heart: Heart = NO_HEART,
 ) -> None:
-    """Serve until `stop` is set, then give open calls some time to end.
+    """Serve until `stop` has a result: the seconds that open calls then have to end.
 
     Args:
         config: addresses and limits.
         model: what is served.
         stop: ends the server.
-        on_listening: called with each address once it is bound.
+        on_listening: called with "listening" or "http" and each address once it is bound.
+        heart: told that the event loop turns; brings the supervisor's reports.
     Raises:
         StartError: an address cannot be used.
     """
@@ -45,35 +55,55 @@ async def serve(
     server = grpc.aio.server(options=_channel_options(config))
     bound = [bind(server, address) for address in config.listen]
     health = HealthReporter(server)
+    calls = OpenCalls()
     scheduler = SchedulerClient(
         config.scheduler_address,
         version,
         model.tokenizer,
-        on_state_change=lambda: health.set_serving(scheduler.status.state is EngineState.READY),
+        on_state_change=lambda: health.set_serving(state.find().is_serving),
         recovery_timeout_s=config.recovery_timeout_s,
     )
+    heart.incarnation = scheduler.incarnation.hex()
+    state = ServiceState(scheduler, calls)
+
+    def take_report(report: ServiceReport) -> None:
+        state.report = report
+        health.set_serving(state.find().is_serving)
+        if state.given_up:
+            scheduler.end_streams(EngineUnavailableError(f"the engine is unavailable: {state.given_up}"))
+
     with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
         prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
-        service = InferenceService(model, scheduler, prompts, version, config.max_message_bytes)
+        service = InferenceService(model, scheduler, prompts, calls, state, version, config.max_message_bytes)
         server.add_generic_rpc_handlers((service.grpc_handler(),))
         reflection.enable_server_reflection(_SERVED_NAMES, server)
+        http = await serve_http_health(config.http, state) if config.http is not None else None
         await server.start()
-        health_task = asyncio.create_task(health.run())
+        tasks = [asyncio.create_task(health.run()), asyncio.create_task(show_progress(heart, calls))]
+        if heart.is_supervised:
+            follow_reports(heart, take_report)
         for address in bound:
-            on_listening(address)
-        await stop.wait()
-        logger.info("gateway stopping open_streams=%d grace_s=%.1f", scheduler.num_streams, config.stop_grace_s)
+            on_listening("listening", address)
+        if http is not None:
+            on_listening("http", http.address)
+
+        drain_timeout_s = await stop
+        calls.close()
         await health.stop()
-        await _stop(server, scheduler, config.stop_grace_s)
-        health_task.cancel()
+        await _drain(calls, drain_timeout_s)
+        scheduler.shut_down()
+        await server.stop(_LAST_WORDS_S)
+        if http is not None:
+            http.server.close()
+        for task in tasks:
+            task.cancel()
 
 
-async def _stop(server: grpc.aio.Server, scheduler: SchedulerClient, grace_s: float) -> None:
-    """Refuse new calls, let open streams end, and end those that do not with a status that lets them be resumed."""
-    stopping = asyncio.create_task(server.stop(grace_s + _LAST_WORDS_S))
-    await asyncio.wait([stopping], timeout=grace_s)
-    scheduler.shut_down()
-    await stopping
+async def _drain(calls: OpenCalls, timeout_s: float) -> None:
+    """Let open calls end; those that do not in time are ended with a status that lets them be resumed elsewhere."""
+    logger.info("gateway draining open_calls=%d timeout_s=%.1f", calls.num_open, timeout_s)
+    if not await calls.wait_for_end(timeout_s):
+        logger.warning("gateway cuts open calls num=%d", calls.num_open)
 
 
 def _channel_options(config: GatewayConfig) -> list[tuple[str, int]]:

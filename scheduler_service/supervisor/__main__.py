@@ -33,8 +33,16 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
     on_stage = events.stage if events is not None else None
     output = Output(console, show_progress=options.progress, on_stage=on_stage)
     logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
-    config = ServiceConfig(tuple(options.listen), options.gateways, vars(options))
-    timing = Timing(RestartPolicy(max_restarts=options.max_restarts), options.grace_s)
+    config = ServiceConfig(
+        tuple(options.listen),
+        options.gateways,
+        vars(options),
+        options.http,
+        options.step_timeout,
+        options.drain_timeout,
+    )
+    restart = RestartPolicy(max_restarts=options.max_restarts)
+    timing = Timing(restart, options.grace_s, options.drain_timeout, options.heartbeat_timeout)
     try:
         around = Surroundings(output, events, _cache_dir(), options.run_dir, timing)
         asyncio.run(serve(options.model, options.model_name, config, around, make_children))
@@ -51,8 +59,22 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scheduler_service.supervisor",
-        description="Starts gateway, scheduler and workers on this machine, restarts what dies, ends all on SIGTERM.",
+        description="Starts gateway, scheduler and workers on this machine, and restarts what dies or hangs. SIGTERM "
+        "lets open streams end and then ends all, SIGINT (Ctrl-C) does not wait for them, a second signal kills.",
     )
+    _add_service_flags(parser)
+    _add_patience_flags(parser)
+    parser.add_argument(
+        "--event-fd", type=int, metavar="N", help="pipe for events to the program that started this one"
+    )
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, default=True, help="show how far the start is"
+    )
+    add_engine_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="SPEC", help="GGUF file, safetensors directory, Hub id, demo or dummy:NAME"
     )
@@ -67,21 +89,43 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gateways", type=_positive, default=1, metavar="N", help="gateway processes, on PORT, PORT+1, ...; default 1"
     )
+    parser.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve /healthz and /readyz here, of further gateways on PORT+1, ...; default: off",
+    )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
+
+
+def _add_patience_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--drain-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds that open streams have after SIGTERM; default 30",
+    )
+    add(
+        "--heartbeat-timeout",
+        type=_heartbeat_timeout,
+        default=5.0,
+        metavar="S",
+        help="a process that is stopped or deadlocked for so many seconds is replaced; default 5, at least 1",
+    )
+    add(
+        "--step-timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="a worker whose step takes so many seconds is replaced; default 300",
+    )
     parser.add_argument(
         "--grace-s", type=_seconds, default=10.0, metavar="X", help="seconds between SIGTERM and SIGKILL; default 10"
     )
     parser.add_argument(
-        "--event-fd", type=int, metavar="N", help="pipe for events to the program that started this one"
-    )
-    parser.add_argument(
         "--max-restarts", type=int, default=10, metavar="N", help="failed starts in a row after the first; default 10"
     )
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, default=True, help="show how far the start is"
-    )
-    add_engine_flags(parser)
-    return parser.parse_args(arguments)
 
 
 def _positive(text: str) -> int:
@@ -95,6 +139,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return value
+
+
+def _heartbeat_timeout(text: str) -> float:
+    value = _seconds(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 second or more: heartbeats come four times a second")
     return value
 
 

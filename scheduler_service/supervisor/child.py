@@ -4,10 +4,12 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from scheduler_service.supervisor.die_with_parent import launch_command
 
@@ -27,6 +29,8 @@ class ChildSpec:
         num_announced: listening lines that it prints once it works.
         stops_first: it is ended before the others, whose help it may need to finish what it does.
         group: processes of one group live and die together; by default it is a group of its own.
+        max_quiet_s: it takes --supervisor-fd and sends heartbeats there, and hangs if its main thread makes no progress
+            for so long; None: it sends none and is not judged.
     """
 
     name: str
@@ -34,42 +38,53 @@ class ChildSpec:
     num_announced: int = 0
     stops_first: bool = False
     group: str = ""
+    max_quiet_s: float | None = None
 
 
 class Child:
     """One start of one process, in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
 
     `addresses` are the listening lines so far, `last_line` the last thing it said on standard error, `started_s` when
-    it was started (monotonic).
+    it was started (monotonic), `end` how it ended, in words. A cancelled `run` sends `stop_signal`, and
+    SIGKILL `grace_s` later.
     """
 
-    def __init__(self, spec: ChildSpec, write_line: Callable[[str, str], None]) -> None:
+    def __init__(self, spec: ChildSpec, write_line: Callable[[str, str], None], grace_s: float) -> None:
         self.spec = spec
+        self.grace_s = grace_s
         self.addresses: list[str] = []
         self.last_line = ""
+        self.end = ""
+        self.stop_signal = signal.SIGTERM
         self.started_s = time.monotonic()
         self._write_line = write_line
         self._process: asyncio.subprocess.Process | None = None
         self._pumps: list[asyncio.Task[None]] = []
+        self._socket: socket.socket | None = None
+        self._hang = ""
         self._is_killed = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before it has one."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.returncode is None
 
     @property
     def has_announced(self) -> bool:
         """All its listening lines have come."""
         return len(self.addresses) >= self.spec.num_announced
 
-    async def run(self, grace_s: float) -> int:
+    async def run(self) -> int:
         """Start the process and wait for its end; gives its exit status, negative for a signal.
 
-        Cancelling sends SIGTERM, then SIGKILL after `grace_s`, and returns once the process is gone.
+        Cancelling sends `stop_signal`, then SIGKILL after `grace_s`, and returns once it is gone.
         """
-        self._process = process = await asyncio.create_subprocess_exec(
-            *launch_command(self.spec.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._process = process = await self._start()
         logger.debug("child started name=%s pid=%d", self.spec.name, process.pid)
         if self._is_killed:
             self.kill()
@@ -80,13 +95,36 @@ class Child:
             asyncio.create_task(self._pump(process.stderr, self._take_stderr)),
         ]
         try:
-            return await process.wait()
+            status = await process.wait()
+            self.end = self._hang or (f"exit status {status}" if status >= 0 else f"signal {-status}")
+            return status
         except asyncio.CancelledError:
-            await self._stop(process, grace_s)
+            await self._stop(process)
             raise
         finally:
             self.kill()
             await self._drain()
+            if self._socket is not None:
+                self._socket.close()
+
+    def receive(self) -> list[bytes]:
+        """What it has sent since the last call."""
+        messages = []
+        with suppress(OSError):
+            while self._socket is not None and (data := self._socket.recv(_READ_BYTES)):
+                messages.append(data)
+        return messages
+
+    def send(self, message: bytes) -> None:
+        """Send to it, if it listens."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.send(message)
+
+    def kill_hung(self, why: str) -> None:
+        """SIGKILL, and remember for what."""
+        self._hang = f"it hung, with {why}"
+        self.kill()
 
     def kill(self) -> None:
         """SIGKILL to the process and everything it started, also if it is only just being started."""
@@ -95,14 +133,32 @@ class Child:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _stop(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
+    async def _start(self) -> asyncio.subprocess.Process:
+        start = partial(
+            asyncio.create_subprocess_exec,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        if self.spec.max_quiet_s is None:
+            return await start(*launch_command(self.spec.command))
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        with theirs:
+            fd = theirs.fileno()
+            return await start(*launch_command((*self.spec.command, "--supervisor-fd", str(fd))), pass_fds=(fd,))
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
-            process.terminate()
+            process.send_signal(self.stop_signal)
         try:
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(self.grace_s):
                 await process.wait()
         except TimeoutError:
-            logger.warning("child ignores SIGTERM, killing it name=%s pid=%d", self.spec.name, process.pid)
+            logger.warning(
+                "child ignores %s, killing it name=%s pid=%d", self.stop_signal.name, self.spec.name, process.pid
+            )
             self.kill()
             await process.wait()
 

@@ -9,14 +9,24 @@ from scheduler_service.supervisor.child import ChildSpec
 from scheduler_service.supervisor.engine_flags import Target, arguments_for
 from scheduler_service.supervisor.model_source import ModelSource
 
+# The loops of scheduler and gateways turn several times a second, and no turn takes more than a fraction of one.
+_LOOP_TIMEOUT_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """One service on one machine. `engine` holds parsed engine flags by key; empty `listen`: private socket only."""
+    """One service on one machine. `engine` holds parsed engine flags by key; empty `listen`: private socket only.
+
+    `http` is where the first gateway serves health over HTTP, if anywhere. A worker hangs whose step takes longer than
+    `step_timeout_s`.
+    """
 
     listen: tuple[str, ...]
     num_gateways: int
     engine: Mapping[str, object]
+    http: str | None = None
+    step_timeout_s: float = 300.0
+    drain_timeout_s: float = 30.0
 
     @property
     def num_ranks(self) -> int:
@@ -34,13 +44,14 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
     """Scheduler, one worker per rank, gateways."""
     requests, workers = f"ipc://{run_dir}/requests.sock", f"ipc://{run_dir}/workers.sock"
     scheduler = _python("scheduler_service.core", "--request-address", requests, "--worker-address", workers)
-    children = [ChildSpec("scheduler", (*scheduler, *arguments_for(Target.SCHEDULER, config.engine)))]
+    command = (*scheduler, *arguments_for(Target.SCHEDULER, config.engine))
+    children = [ChildSpec("scheduler", command, max_quiet_s=_LOOP_TIMEOUT_S)]
     worker_flags = config.engine if model.has_weights else {**config.engine, "load_format": "dummy"}
     meeting = ("--distributed-address", f"file:{run_dir}/ranks") if config.num_ranks > 1 else ()
     for rank in range(config.num_ranks):
         worker = _python("gpu_worker", "--model", str(model.path), "--scheduler-address", workers, "--rank", str(rank))
         command = (*worker, *meeting, *arguments_for(Target.WORKER, worker_flags))
-        children.append(ChildSpec(f"worker-{rank}", command, group="workers"))
+        children.append(ChildSpec(f"worker-{rank}", command, group="workers", max_quiet_s=config.step_timeout_s))
     for index in range(config.num_gateways):
         gateway = _python(
             "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,
@@ -48,8 +59,12 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
         )  # fmt: skip
         listen = [private_address(run_dir, index), *(listen_address(address, index) for address in config.listen)]
         flags = [part for address in listen for part in ("--listen", address)]
+        flags += ["--drain-timeout", str(config.drain_timeout_s)]
+        if config.http is not None:
+            flags += ["--http", listen_address(config.http, index)]
         command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
-        children.append(ChildSpec(f"gateway-{index}", command, num_announced=len(listen), stops_first=True))
+        name, num_announced = f"gateway-{index}", len(listen)
+        children.append(ChildSpec(name, command, num_announced, stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S))
     return children
 
 

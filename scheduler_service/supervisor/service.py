@@ -23,6 +23,7 @@ from scheduler_service.supervisor.output import Output
 from scheduler_service.supervisor.preflight import check_packages
 from scheduler_service.supervisor.probe import Probe
 from scheduler_service.supervisor.run_dir import private_run_dir
+from scheduler_service.supervisor.stop import Stop
 from scheduler_service.supervisor.supervisor import Supervisor, Timing
 
 logger = logging.getLogger(__name__)
@@ -53,17 +54,19 @@ async def serve(
 ) -> None:
     """Run the service until a stop signal (a second one kills at once) or until the event pipe's reader is gone.
 
+    SIGTERM and SIGHUP let open streams end first; SIGINT and a reader that is gone cut them.
+
     Raises:
         ServiceError: it cannot start or go on.
     """
-    stop = asyncio.Event()
+    stop = Stop()
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.request, number == signal.SIGINT)
     if around.events is not None:
-        around.events.watch_reader(loop, stop.set)
+        around.events.watch_reader(loop, partial(stop.request, is_quick=True))
     check_packages()
-    check_addresses(config.listen, config.num_gateways)
+    check_addresses((*config.listen, *([config.http] if config.http else [])), config.num_gateways)
     model = await _until_stopped(spec, around, stop)
     if model is None:
         return
@@ -73,26 +76,26 @@ async def serve(
 
 
 async def _run(
-    model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: asyncio.Event
+    model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: Stop
 ) -> None:
     def announce(addresses: list[str]) -> None:
         logger.info("serving model=%s addresses=%s", model.name, ",".join(addresses))
         if around.events is not None:
             around.events.ready(model.name, addresses)
 
-    def stop_or_kill() -> None:
-        if stop.is_set():
+    def stop_or_kill(number: int) -> None:
+        if stop.is_set:
             supervisor.kill()
-        stop.set()
+        stop.request(is_quick=number == signal.SIGINT)
 
     async with Probe(private) as probe:
         supervisor = Supervisor(children, probe, around.output, announce, around.timing)
         for number in _STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, stop_or_kill)
+            asyncio.get_running_loop().add_signal_handler(number, stop_or_kill, number)
         await supervisor.run(stop)
 
 
-async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -> ModelSource | None:
+async def _until_stopped(spec: str, around: Surroundings, stop: Stop) -> ModelSource | None:
     """Resolve the model; None if told to stop first, which a download cannot hold up."""
     with _scratch_dir(around.cache_dir) as scratch_dir:
         resolving = _in_daemon_thread(
@@ -102,8 +105,8 @@ async def _until_stopped(spec: str, around: Surroundings, stop: asyncio.Event) -
         waiting: set[asyncio.Future[Any]] = {resolving, stopping}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        around.output.end_progress(is_done=not stop.is_set() and resolving.exception() is None)
-        return None if stop.is_set() else resolving.result()
+        around.output.end_progress(is_done=not stop.is_set and resolving.exception() is None)
+        return None if stop.is_set else resolving.result()
 
 
 @contextmanager

@@ -4,15 +4,18 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from scheduler_service.supervisor.child import Child, ChildSpec
 from scheduler_service.supervisor.errors import ServiceError
 from scheduler_service.supervisor.output import Output
 from scheduler_service.supervisor.probe import Probe
 from scheduler_service.supervisor.restart_policy import RestartCounter, RestartPolicy
+from scheduler_service.supervisor.stop import Stop
+from scheduler_service.supervisor.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,13 @@ Group = tuple[ChildSpec, ...]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How patient the supervisor is."""
+    """How patient the supervisor is: `drain_timeout_s` with open streams, `grace_s` with a process that was told
+    to end, `heartbeat_timeout_s` with one that is silent."""
 
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     grace_s: float = 10.0
+    drain_timeout_s: float = 30.0
+    heartbeat_timeout_s: float = 5.0
 
 
 class Supervisor:
@@ -60,24 +66,32 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._working: set[Child] = set()
         self._was_ready = False
+        self._num_starts: Counter[str] = Counter()
+        self._given_up: dict[str, str] = {}
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set; all processes are gone on return.
+    async def run(self, stop: Stop) -> None:
+        """Run until told to stop; all processes are gone on return.
 
         Raises:
             ServiceError: a process failed for good.
         """
         self._output.progress("starting processes", 0, 0)
+        watchdog = Watchdog(self._last_starts, self._history, self._timing.heartbeat_timeout_s)
+        watching = asyncio.create_task(watchdog.run())
         watchers = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch_engine())]
         keepers = {group: asyncio.create_task(self._keep_running(group)) for group in _groups(self._specs)}
         try:
-            done, _ = await asyncio.wait([*watchers, *keepers.values()], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([watching, *watchers, *keepers.values()], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._output.end_progress(is_done=False)
+            self._prepare_stop(is_quick=stop.is_quick or not stop.is_set)
             await _cancel([*watchers, *(keeper for group, keeper in keepers.items() if group[0].stops_first)])
             await _cancel(keepers.values())
+            await _cancel([watching])
         for task in done:
             task.result()
+        if self._given_up:
+            raise ServiceError("; ".join(dict.fromkeys(self._given_up.values())))
 
     def kill(self) -> None:
         """SIGKILL to every process: for someone who asks a second time."""
@@ -89,27 +103,42 @@ class Supervisor:
         is_first = True
         while True:
             child, status = await self._run_group(group)
-            name, how = child.spec.name, f"exit status {status}" if status >= 0 else f"signal {-status}"
+            name, how = child.spec.name, child.end
             if is_first and status not in _ASKED_TO_STOP and not self._was_ready:
                 said = child.last_line if status > 0 else f"{how}, after saying {child.last_line!r}"
                 raise ServiceError(f"{name} cannot start: {said or how}")
             delay_s = counter.next_delay_s(child in self._working)
             self._working.discard(child)
             if delay_s is None:
-                raise ServiceError(
-                    f"{name} failed {counter.num_failures} times in a row, the last time with {how}: "
-                    f"{child.last_line or 'it said nothing'}"
-                )
+                await self._give_up(group, child, counter.num_failures)
             logger.warning("child died name=%s how=%r restart_in_s=%.1f", name, how, delay_s)
             is_first = False
             await asyncio.sleep(delay_s)
+
+    async def _give_up(self, group: Group, child: Child, num_failures: int) -> NoReturn:
+        """Leave a group dead: as long as a gateway lives, callers learn from it why nothing can run. Never returns.
+
+        Raises:
+            ServiceError: there is no gateway any more.
+        """
+        detail = (
+            f"{child.spec.name} failed {num_failures} times in a row, the last time with {child.end}: "
+            f"{child.last_line or 'it said nothing'}"
+        )
+        logger.error("child given up detail=%r", detail)
+        self._given_up |= {spec.name: detail for spec in group}
+        if all(spec.name in self._given_up for spec in self._specs if spec.stops_first):
+            raise ServiceError(detail)
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody ends this wait")
 
     async def _run_group(self, group: Group) -> tuple[Child, int]:
         """Run processes until one ends, and end the others at once: who ended first, and its exit status."""
         runs: dict[asyncio.Task[int], Child] = {}
         for spec in group:
-            child = self._children[spec.name] = Child(spec, self._output.line)
-            runs[asyncio.create_task(child.run(self._timing.grace_s))] = child
+            child = self._children[spec.name] = Child(spec, self._output.line, self._timing.grace_s)
+            self._num_starts[spec.name] += 1
+            runs[asyncio.create_task(child.run())] = child
         try:
             done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -121,6 +150,22 @@ class Supervisor:
         self._working.difference_update(runs[run] for run in others)
         first = next(run for run in runs if run in done)
         return runs[first], first.result()
+
+    def _prepare_stop(self, is_quick: bool) -> None:
+        """Tell those who serve callers, once they are ended, to cut open streams or to wait for them."""
+        for child in self._last_starts():
+            if child.spec.stops_first and is_quick:
+                child.stop_signal = signal.SIGINT
+            elif child.spec.stops_first:
+                child.grace_s += self._timing.drain_timeout_s
+
+    def _last_starts(self) -> list[Child]:
+        return [self._children[spec.name] for spec in self._specs if spec.name in self._children]
+
+    def _history(self, child: Child) -> tuple[int, str]:
+        """Restarts of this process so far, and why it was given up, if it was."""
+        name = child.spec.name
+        return self._num_starts[name] - 1, self._given_up.get(name, "")
 
     async def _watch_engine(self) -> None:
         was_ready = False

@@ -94,7 +94,7 @@ def test_open_streams_end_resumable_when_the_gateway_is_stopped(
 ) -> None:
     with (
         FakeScheduler(scheduler_address) as scheduler,
-        GatewayProcess(model, scheduler_address, tmp_path / "log", "--stop-grace-s", "0.2") as gateway,
+        GatewayProcess(model, scheduler_address, tmp_path / "log", "--drain-timeout", "0.2") as gateway,
     ):
         gateway.wait_until_serving()
         call = gateway.stub().Generate(generate_pb2.GenerateRequest(text="x"), timeout=TIMEOUT_S)

@@ -158,7 +158,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path)
 
 
 def test_gateways_end_before_what_they_depend_on(start, tmp_path):
-    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.5")
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.5", "--drain-timeout", "0")
     service.next_event()
     gateway, child = sorted(service.processes(), key=lambda process: process.pid in pids(tmp_path / "a"))
     gateway.suspend()
@@ -276,6 +276,10 @@ def test_a_child_that_fails_again_and_again_is_given_up(start, tmp_path):
     )
     service.next_event()
     os.kill(pids(tmp_path / "a")[0], signal.SIGKILL)
+    wait_for(lambda: "child given up" in service.stderr)
+    assert service.process.poll() is None
+    assert len(pids(tmp_path / "a")) == 3
+    service.process.terminate()
     event = service.next_event()
     assert event["event"] == "failed"
     assert "child-0 failed 3 times in a row" in event["detail"]

@@ -44,7 +44,7 @@ LAYERS = {
         {"torch", "transformers", "tokenizers"},
     ),
     "scheduler_service.gateway": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers"}),
-    "scheduler_service.supervisor": ({"pagewire.v1"}, {"torch", "transformers", "zmq", "msgspec"}),
+    "scheduler_service.supervisor": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers", "zmq", "msgspec"}),
     "gpu_worker": ({"pagewire.ipc"}, {"grpc", "transformers"}),
 }
 

@@ -52,6 +52,8 @@ def serve(
 ) -> None:
     """Serve a model: starts gateway, scheduler and workers, and ends them all on Ctrl-C.
 
+    SIGTERM lets open streams end first, for up to --drain-timeout seconds; with --ask both signals end it at once.
+
     Other flags (--max-num-seqs 8 ...) are passed on to the engine; --engine-help lists them.
     """
     addresses = listen or [DEFAULT_ADDRESS]

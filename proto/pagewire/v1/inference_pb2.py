@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from pagewire.v1 import generate_pb2 as pagewire_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpagewire/v1/inference.proto\x12\x0bpagewire.v1\x1a\x1apagewire/v1/generate.proto\"\x95\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.pagewire.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.pagewire.v1.Model\"q\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\"\x16\n\x14GetServerInfoRequest\"\xa5\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1b\n\x13gateway_incarnation\x18\x02 \x01(\t\x12\x1d\n\x15scheduler_incarnation\x18\x03 \x01(\t\x12.\n\x0c\x65ngine_state\x18\x04 \x01(\x0e\x32\x18.pagewire.v1.EngineState\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.ServerLimits\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.pagewire.v1.ServerLoad\x12-\n\x08progress\x18\x07 \x01(\x0b\x32\x1b.pagewire.v1.EngineProgress\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"<\n\x0e\x45ngineProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\x9e\x01\n\x0cServerLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x02 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\r\"O\n\nServerLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r*|\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x03\x32\x9c\x03\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.pagewire.v1.GenerateRequest\x1a\x1d.pagewire.v1.GenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.pagewire.v1.TokenizeRequest\x1a\x1d.pagewire.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.pagewire.v1.DetokenizeRequest\x1a\x1f.pagewire.v1.DetokenizeResponse\x12M\n\nListModels\x12\x1e.pagewire.v1.ListModelsRequest\x1a\x1f.pagewire.v1.ListModelsResponse\x12V\n\rGetServerInfo\x12!.pagewire.v1.GetServerInfoRequest\x1a\".pagewire.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpagewire/v1/inference.proto\x12\x0bpagewire.v1\x1a\x1apagewire/v1/generate.proto\"\x95\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12!\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x11.pagewire.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"o\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.pagewire.v1.Model\"q\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\"\x16\n\x14GetServerInfoRequest\"\x8e\x03\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1b\n\x13gateway_incarnation\x18\x02 \x01(\t\x12\x1d\n\x15scheduler_incarnation\x18\x03 \x01(\t\x12.\n\x0c\x65ngine_state\x18\x04 \x01(\x0e\x32\x18.pagewire.v1.EngineState\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x19.pagewire.v1.ServerLimits\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.pagewire.v1.ServerLoad\x12-\n\x08progress\x18\x07 \x01(\x0b\x32\x1b.pagewire.v1.EngineProgress\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\'\n\tprocesses\x18\t \x03(\x0b\x32\x14.pagewire.v1.Process\x12(\n\x05state\x18\n \x01(\x0e\x32\x19.pagewire.v1.ProcessState\x12\x14\n\x0cstate_reason\x18\x0b \x01(\t\"\xd0\x01\n\x07Process\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.pagewire.v1.ProcessState\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x14\n\x0cnum_restarts\x18\x06 \x01(\r\x12\x11\n\tnum_steps\x18\x07 \x01(\x04\x12\x1d\n\x10last_step_age_ms\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_last_step_age_ms\"<\n\x0e\x45ngineProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\x9e\x01\n\x0cServerLimits\x12\x15\n\rmax_model_len\x18\x01 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x02 \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\r\"O\n\nServerLoad\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r*\xc5\x01\n\x0cProcessState\x12\x1d\n\x19PROCESS_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PROCESS_STATE_STARTING\x10\x01\x12\x16\n\x12PROCESS_STATE_IDLE\x10\x02\x12\x16\n\x12PROCESS_STATE_BUSY\x10\x03\x12\x1a\n\x16PROCESS_STATE_DRAINING\x10\x04\x12\x16\n\x12PROCESS_STATE_HUNG\x10\x05\x12\x16\n\x12PROCESS_STATE_DEAD\x10\x06*|\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NGINE_STATE_STARTING\x10\x01\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x02\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x03\x32\x9c\x03\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.pagewire.v1.GenerateRequest\x1a\x1d.pagewire.v1.GenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.pagewire.v1.TokenizeRequest\x1a\x1d.pagewire.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.pagewire.v1.DetokenizeRequest\x1a\x1f.pagewire.v1.DetokenizeResponse\x12M\n\nListModels\x12\x1e.pagewire.v1.ListModelsRequest\x1a\x1f.pagewire.v1.ListModelsResponse\x12V\n\rGetServerInfo\x12!.pagewire.v1.GetServerInfoRequest\x1a\".pagewire.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pagewire.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENGINESTATE']._serialized_start=1253
-  _globals['_ENGINESTATE']._serialized_end=1377
+  _globals['_PROCESSSTATE']._serialized_start=1570
+  _globals['_PROCESSSTATE']._serialized_end=1767
+  _globals['_ENGINESTATE']._serialized_start=1769
+  _globals['_ENGINESTATE']._serialized_end=1893
   _globals['_TOKENIZEREQUEST']._serialized_start=73
   _globals['_TOKENIZEREQUEST']._serialized_end=222
   _globals['_TOKENIZERESPONSE']._serialized_start=224
@@ -51,13 +53,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=629
   _globals['_GETSERVERINFOREQUEST']._serialized_end=651
   _globals['_GETSERVERINFORESPONSE']._serialized_start=654
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=947
-  _globals['_ENGINEPROGRESS']._serialized_start=949
-  _globals['_ENGINEPROGRESS']._serialized_end=1009
-  _globals['_SERVERLIMITS']._serialized_start=1012
-  _globals['_SERVERLIMITS']._serialized_end=1170
-  _globals['_SERVERLOAD']._serialized_start=1172
-  _globals['_SERVERLOAD']._serialized_end=1251
-  _globals['_INFERENCESERVICE']._serialized_start=1380
-  _globals['_INFERENCESERVICE']._serialized_end=1792
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1052
+  _globals['_PROCESS']._serialized_start=1055
+  _globals['_PROCESS']._serialized_end=1263
+  _globals['_ENGINEPROGRESS']._serialized_start=1265
+  _globals['_ENGINEPROGRESS']._serialized_end=1325
+  _globals['_SERVERLIMITS']._serialized_start=1328
+  _globals['_SERVERLIMITS']._serialized_end=1486
+  _globals['_SERVERLOAD']._serialized_start=1488
+  _globals['_SERVERLOAD']._serialized_end=1567
+  _globals['_INFERENCESERVICE']._serialized_start=1896
+  _globals['_INFERENCESERVICE']._serialized_end=2308
 # @@protoc_insertion_point(module_scope)

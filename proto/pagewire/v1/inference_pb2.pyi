@@ -20,6 +20,46 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _ProcessState:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ProcessStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ProcessState.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PROCESS_STATE_UNSPECIFIED: _ProcessState.ValueType  # 0
+    """Not known."""
+    PROCESS_STATE_STARTING: _ProcessState.ValueType  # 1
+    """Loading, or waiting for another process."""
+    PROCESS_STATE_IDLE: _ProcessState.ValueType  # 2
+    """Ready, with nothing to do."""
+    PROCESS_STATE_BUSY: _ProcessState.ValueType  # 3
+    """At work."""
+    PROCESS_STATE_DRAINING: _ProcessState.ValueType  # 4
+    """Taking no new calls; open ones may end."""
+    PROCESS_STATE_HUNG: _ProcessState.ValueType  # 5
+    """Stopped, deadlocked or too long at one step; about to be replaced."""
+    PROCESS_STATE_DEAD: _ProcessState.ValueType  # 6
+    """Ended; about to be started again unless it was given up."""
+
+class ProcessState(_ProcessState, metaclass=_ProcessStateEnumTypeWrapper):
+    """ProcessState says what a process, or the service as a whole, does."""
+
+PROCESS_STATE_UNSPECIFIED: ProcessState.ValueType  # 0
+"""Not known."""
+PROCESS_STATE_STARTING: ProcessState.ValueType  # 1
+"""Loading, or waiting for another process."""
+PROCESS_STATE_IDLE: ProcessState.ValueType  # 2
+"""Ready, with nothing to do."""
+PROCESS_STATE_BUSY: ProcessState.ValueType  # 3
+"""At work."""
+PROCESS_STATE_DRAINING: ProcessState.ValueType  # 4
+"""Taking no new calls; open ones may end."""
+PROCESS_STATE_HUNG: ProcessState.ValueType  # 5
+"""Stopped, deadlocked or too long at one step; about to be replaced."""
+PROCESS_STATE_DEAD: ProcessState.ValueType  # 6
+"""Ended; about to be started again unless it was given up."""
+global___ProcessState = ProcessState
+
 class _EngineState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -235,6 +275,9 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     LOAD_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    PROCESSES_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    STATE_REASON_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version of Pagewire."""
     gateway_incarnation: builtins.str
@@ -245,6 +288,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     """State of the engine behind the gateway."""
     detail: builtins.str
     """Why engine_state is UNAVAILABLE; empty otherwise."""
+    state: global___ProcessState.ValueType
+    """What the service does, as this gateway finds it."""
+    state_reason: builtins.str
+    """Why `state` is not IDLE or BUSY; empty otherwise."""
     @property
     def limits(self) -> global___ServerLimits:
         """Limits that requests are checked against."""
@@ -257,6 +304,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def progress(self) -> global___EngineProgress:
         """What the engine is doing while engine_state is STARTING."""
 
+    @property
+    def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Process]:
+        """The processes of the service as their supervisor sees them; empty without one."""
+
     def __init__(
         self,
         *,
@@ -268,11 +319,62 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         load: global___ServerLoad | None = ...,
         progress: global___EngineProgress | None = ...,
         detail: builtins.str = ...,
+        processes: collections.abc.Iterable[global___Process] | None = ...,
+        state: global___ProcessState.ValueType = ...,
+        state_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "load", b"load", "progress", b"progress"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["detail", b"detail", "engine_state", b"engine_state", "gateway_incarnation", b"gateway_incarnation", "limits", b"limits", "load", b"load", "progress", b"progress", "scheduler_incarnation", b"scheduler_incarnation", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail", "engine_state", b"engine_state", "gateway_incarnation", b"gateway_incarnation", "limits", b"limits", "load", b"load", "processes", b"processes", "progress", b"progress", "scheduler_incarnation", b"scheduler_incarnation", "state", b"state", "state_reason", b"state_reason", "version", b"version"]) -> None: ...
 
 global___GetServerInfoResponse = GetServerInfoResponse
+
+@typing.final
+class Process(google.protobuf.message.Message):
+    """One process of the service."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    NUM_RESTARTS_FIELD_NUMBER: builtins.int
+    NUM_STEPS_FIELD_NUMBER: builtins.int
+    LAST_STEP_AGE_MS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, for example "worker-0"."""
+    state: global___ProcessState.ValueType
+    """What it does."""
+    detail: builtins.str
+    """What it is at, or why it is HUNG or DEAD."""
+    pid: builtins.int
+    """Process id on its machine; 0 while it has none."""
+    incarnation: builtins.str
+    """Incarnation: a fresh id at every process start; empty while not known."""
+    num_restarts: builtins.int
+    """Starts after the first."""
+    num_steps: builtins.int
+    """Steps that ended since the process started; always 0 for a gateway."""
+    last_step_age_ms: builtins.int
+    """Time since the last of these steps ended, in milliseconds; unset while there is none."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        state: global___ProcessState.ValueType = ...,
+        detail: builtins.str = ...,
+        pid: builtins.int = ...,
+        incarnation: builtins.str = ...,
+        num_restarts: builtins.int = ...,
+        num_steps: builtins.int = ...,
+        last_step_age_ms: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_last_step_age_ms", b"_last_step_age_ms", "last_step_age_ms", b"last_step_age_ms"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_last_step_age_ms", b"_last_step_age_ms", "detail", b"detail", "incarnation", b"incarnation", "last_step_age_ms", b"last_step_age_ms", "name", b"name", "num_restarts", b"num_restarts", "num_steps", b"num_steps", "pid", b"pid", "state", b"state"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_last_step_age_ms", b"_last_step_age_ms"]) -> typing.Literal["last_step_age_ms"] | None: ...
+
+global___Process = Process
 
 @typing.final
 class EngineProgress(google.protobuf.message.Message):

@@ -13,6 +13,7 @@ CASES = [
     (exceptions.TemplateRefusedError(), grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     (exceptions.NoChatTemplateError(), grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
     (exceptions.EngineUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE"),
+    (exceptions.GatewayDrainingError(), grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING"),
     (exceptions.EngineOverloadedError("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     (exceptions.DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     (exceptions.StreamReplacedError(), grpc.StatusCode.ABORTED, "STREAM_REPLACED"),

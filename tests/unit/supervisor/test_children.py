@@ -56,7 +56,7 @@ def test_one_process_each_by_default():
     )
     assert flags_of(made["gateway-0"]) == (
         "--model /models/tiny.gguf --model-name tiny --scheduler-address ipc:///run/x/requests.sock "
-        "--listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051"
+        "--listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051 --drain-timeout 30.0"
     )
     assert made["gateway-0"].num_announced == 2
 

@@ -146,6 +146,7 @@ class InputBatch:
             slots=slots,
             query_start=query_start,
             seq_lens=seq_lens.astype(np.int32),
+            prompt_lens=self._num_prompt[slots].astype(np.int32),
             positions=positions,
             slot_mapping=blocks * shape.block_size + positions % shape.block_size,
             token_places=row_slots * shape.width + positions,

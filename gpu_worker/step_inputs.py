@@ -48,6 +48,7 @@ class StepInputs:
     new_tokens, new_blocks          to be written before it: among all slots' token ids, and among their block tables
     slots                           [num_seqs]
     query_start, seq_lens           see AttentionMetadata: int32
+    prompt_lens                     [num_seqs] int32, tokens of each sequence's prompt
     positions, slot_mapping         [num_tokens] int64
     token_places                    [num_tokens] int64, where each input token is among all slots' token ids
     sampled_rows                    [num_sampled] int64, rows whose logits are wanted
@@ -60,6 +61,7 @@ class StepInputs:
     slots: IntArray
     query_start: npt.NDArray[np.int32]
     seq_lens: npt.NDArray[np.int32]
+    prompt_lens: npt.NDArray[np.int32]
     positions: IntArray
     slot_mapping: IntArray
     token_places: IntArray

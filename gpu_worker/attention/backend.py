@@ -18,6 +18,8 @@ class AttentionMetadata:
         slot_mapping  [num_tokens] int64       where each token's key and value go: block id * block_size + offset
         num_decodes                            how many leading sequences compute one token
         max_query_len, max_seq_len             maxima over the batch, known on the host
+        prompt_lens   [num_seqs] on the host   tokens of each sequence's prompt; None: whatever is computed with others
+                                               is of a prompt, and single tokens are outputs
     """
 
     query_start: torch.Tensor
@@ -27,6 +29,7 @@ class AttentionMetadata:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+    prompt_lens: torch.Tensor | None = None
 
 
 @dataclass(slots=True, frozen=True)

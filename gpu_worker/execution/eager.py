@@ -108,6 +108,7 @@ class EagerExecutor:
             num_decodes=inputs.num_decodes,
             max_query_len=inputs.max_query_len,
             max_seq_len=inputs.max_seq_len,
+            prompt_lens=torch.from_numpy(inputs.prompt_lens),
         )
 
     def _send(self, array: npt.NDArray[np.generic]) -> torch.Tensor:

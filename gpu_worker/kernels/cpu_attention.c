@@ -4,8 +4,9 @@
  *   keys, values   the two halves of a layer's cache, one row of [num_kv_heads, head_dim] per slot
  *   group          num_heads / num_kv_heads query heads share one key/value head
  *
- * Sequences that compute one token are split over chunks of keys, whose partial results are merged; those that compute
- * more are split over tiles of queries. Neither split depends on the rest of the batch, so neither do the results.
+ * Decoding splits one query over chunks of keys, whose partial results are merged; prefill splits over tiles of queries.
+ * A row's result depends neither on the rest of the batch nor on how its sequence is cut into spans, but the two differ
+ * in their last bits: see cpu_backend.py for which rows take which.
  */
 #include <stdlib.h>
 
@@ -26,8 +27,9 @@ enum { CHUNK = 128, RUN = 2, AHEAD = 8, KEY_TILE = 64, ROW_TILE = 64, ROWS = 4, 
 struct attention {
     const float *query, *keys, *values;
     float *output;
-    const int32_t *query_start, *seq_lens, *block_tables;
-    int64_t first_seq, num_seqs, table_width, block_size, num_heads, num_kv_heads, head_dim, max_query_len;
+    /* Per span of a sequence: its first row, its rows, and the sequence's tokens up to its end. */
+    const int32_t *first_rows, *query_lens, *seq_lens, *block_tables;
+    int64_t num_seqs, table_width, block_size, num_heads, num_kv_heads, head_dim, max_query_len;
     int64_t window; /* 0: none */
     float scale, soft_cap; /* soft_cap 0: none */
 };
@@ -108,7 +110,7 @@ static inline __attribute__((always_inline)) void add_values(
 
 /* ---- one query per sequence ---- */
 
-/* The chunks of all sequences in one row: those of sequence first_seq + s are starts[s] .. starts[s + 1] - 1, and owners
+/* The chunks of all sequences in one row: those of sequence s are starts[s] .. starts[s + 1] - 1, and owners
  * says for each whose it is. A chunk's partial result is, for every query head, its unnormalised output [head_dim], then
  * its maximum and its sum. */
 struct chunks {
@@ -129,8 +131,8 @@ static int list_chunks(const struct attention *a, struct chunks *chunks) {
     if (!chunks->starts) return -1;
     chunks->starts[0] = 0;
     for (int64_t s = 0; s < a->num_seqs; s++) {
-        const int64_t seq = a->first_seq + s, end = (a->seq_lens[seq] + CHUNK - 1) / CHUNK;
-        chunks->starts[s + 1] = chunks->starts[s] + end - first_chunk(a, seq);
+        const int64_t end = (a->seq_lens[s] + CHUNK - 1) / CHUNK;
+        chunks->starts[s + 1] = chunks->starts[s] + end - first_chunk(a, s);
     }
     const int64_t total = chunks->starts[a->num_seqs];
     chunks->owners = malloc((size_t)total * sizeof(int64_t));
@@ -186,7 +188,7 @@ static void decode_chunk(const struct attention *a, int64_t seq, int64_t chunk, 
     const int64_t seq_len = a->seq_lens[seq], dim = a->head_dim, group = a->num_heads / a->num_kv_heads;
     const int64_t start = a->window > 0 ? max_of(0, seq_len - a->window) : 0, row_size = a->num_kv_heads * dim;
     const int64_t first = max_of(chunk * CHUNK, start), count = min_of((chunk + 1) * CHUNK, seq_len) - first;
-    const float *query = a->query + a->query_start[seq] * a->num_heads * dim;
+    const float *query = a->query + a->first_rows[seq] * a->num_heads * dim;
     float scores[a->num_heads * CHUNK];
     int64_t offsets[CHUNK];
     locate(a, seq, 0, first, count, offsets);
@@ -228,11 +230,11 @@ static void merge_chunks(const struct attention *a, const struct chunks *chunks,
         total += weight * partial[dim + 1];
         for (int64_t d = 0; d < dim; d++) sum[d] += weight * partial[d];
     }
-    float *out = a->output + (a->query_start[a->first_seq + s] * a->num_heads + head) * dim;
+    float *out = a->output + (a->first_rows[s] * a->num_heads + head) * dim;
     for (int64_t d = 0; d < dim; d++) out[d] = sum[d] / total;
 }
 
-/* Sequences first_seq .. first_seq + num_seqs - 1, each computing one token. Returns -1 if there is no memory. */
+/* All sequences, each computing one token. Returns -1 if there is no memory. */
 int pagewire_attention_decode(const struct attention *a) {
     struct chunks chunks = {0};
     const int status = list_chunks(a, &chunks);
@@ -241,8 +243,8 @@ int pagewire_attention_decode(const struct attention *a) {
         {
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < chunks.starts[a->num_seqs]; i++) {
-                const int64_t s = chunks.owners[i], seq = a->first_seq + s;
-                decode_chunk(a, seq, first_chunk(a, seq) + i - chunks.starts[s], partial_of(a, &chunks, i, 0));
+                const int64_t s = chunks.owners[i];
+                decode_chunk(a, s, first_chunk(a, s) + i - chunks.starts[s], partial_of(a, &chunks, i, 0));
             }
 #pragma omp for collapse(2) schedule(static)
             for (int64_t s = 0; s < a->num_seqs; s++)
@@ -300,7 +302,7 @@ static void soften_tile(
 /* Rows first_row .. of one sequence and key/value head; row r is query r / group, head r % group of the group. */
 static void prefill_tile(const struct attention *a, int64_t seq, int64_t kv_head, int64_t first_row, struct tile *t) {
     const int64_t group = a->num_heads / a->num_kv_heads, dim = a->head_dim;
-    const int64_t start = a->query_start[seq], num_queries = a->query_start[seq + 1] - start;
+    const int64_t start = a->first_rows[seq], num_queries = a->query_lens[seq];
     const int64_t num_rows = min_of(ROW_TILE, num_queries * group - first_row);
     const int64_t padded_rows = (num_rows + ROWS - 1) / ROWS * ROWS;
     if (num_rows <= 0) return;
@@ -314,7 +316,8 @@ static void prefill_tile(const struct attention *a, int64_t seq, int64_t kv_head
         t->total[row] = 0;
     }
     const int64_t end = t->positions[num_rows - 1] + 1;
-    int64_t first_key = a->window > 0 ? max_of(0, t->positions[0] + 1 - a->window) : 0;
+    /* Tiles of keys begin at the same places for every row, whatever tile of queries it is in. */
+    int64_t first_key = a->window > 0 ? max_of(0, t->positions[0] + 1 - a->window) / KEY_TILE * KEY_TILE : 0;
     for (; first_key < end; first_key += KEY_TILE) {
         const int64_t num_keys = min_of(KEY_TILE, end - first_key);
         locate(a, seq, kv_head, first_key, num_keys, t->key_rows);
@@ -330,17 +333,17 @@ static void prefill_tile(const struct attention *a, int64_t seq, int64_t kv_head
     }
 }
 
-/* Sequences first_seq .. first_seq + num_seqs - 1, each computing any number of tokens. The last tiles, which see most
+/* All sequences, each computing any number of tokens. The last tiles, which see most
  * keys, start first. head_dim must be a multiple of 16 and at most MAX_HEAD_DIM. */
 void pagewire_attention_prefill(const struct attention *a) {
     const int64_t most_rows = a->max_query_len * (a->num_heads / a->num_kv_heads);
-    const int64_t num_tiles = (most_rows + ROW_TILE - 1) / ROW_TILE, end = a->first_seq + a->num_seqs;
+    const int64_t num_tiles = (most_rows + ROW_TILE - 1) / ROW_TILE;
 #pragma omp parallel
     {
         struct tile tile;
         for (int64_t d = 0; d < MAX_HEAD_DIM; d++) tile.key_columns[d] = d * KEY_TILE;
 #pragma omp for collapse(3) schedule(dynamic)
-        for (int64_t seq = a->first_seq; seq < end; seq++)
+        for (int64_t seq = 0; seq < a->num_seqs; seq++)
             for (int64_t i = num_tiles - 1; i >= 0; i--)
                 for (int64_t kv_head = 0; kv_head < a->num_kv_heads; kv_head++)
                     prefill_tile(a, seq, kv_head, i * ROW_TILE, &tile);

@@ -14,8 +14,8 @@ class GatewayConfig:
 
     `model` is a GGUF file or a model directory; `model_name` what requests call it. `listen` are gRPC addresses
     ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one. `drain_timeout_s` is how
-    long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs is
-    gone. `http` is where health is served over HTTP ("host:port"). `supervisor_fd` is the inherited socket to the
+    long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs
+    is gone. `http` is where health is served over HTTP ("host:port"). `supervisor_fd` is the inherited socket to the
     supervisor.
     """
 

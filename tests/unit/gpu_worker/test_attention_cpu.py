@@ -1,5 +1,6 @@
 """Paged attention against a float64 reference written out here, over shapes, windows, caps and shuffled blocks."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -71,8 +72,15 @@ class Batch:
         return torch.cat(results)
 
 
+def attend(
+    backend: AttentionBackend, query: torch.Tensor, batch: Batch, metadata: AttentionMetadata, params: AttentionParams
+) -> torch.Tensor:
+    backend.prepare(metadata)
+    return backend.forward(query, batch.cache, metadata, params)
+
+
 def check(backend: AttentionBackend, batch: Batch, params: AttentionParams) -> None:
-    actual = backend.forward(batch.query, batch.cache, batch.metadata, params)
+    actual = attend(backend, batch.query, batch, batch.metadata, params)
     torch.testing.assert_close(actual.double(), batch.expected(params), rtol=1e-5, atol=1e-5)
 
 
@@ -104,23 +112,23 @@ def test_attention_of_small_batches(backend: AttentionBackend, lengths: list[tup
 def test_cpu_attention_with_several_threads_gives_the_same() -> None:
     backend, params = CpuAttention(native()), AttentionParams(scale=0.125)
     batch = Batch(LENGTHS, 9, 3, 64, 16)
-    alone = backend.forward(batch.query, batch.cache, batch.metadata, params)
+    alone = attend(backend, batch.query, batch, batch.metadata, params)
     torch.set_num_threads(3)
-    assert torch.equal(backend.forward(batch.query, batch.cache, batch.metadata, params), alone)
+    assert torch.equal(attend(backend, batch.query, batch, batch.metadata, params), alone)
 
 
 def test_attention_of_large_scores_does_not_overflow(backend: AttentionBackend) -> None:
     batch = Batch(LENGTHS, 9, 3, 64, 16)
     batch.query *= 30
-    actual = backend.forward(batch.query, batch.cache, batch.metadata, AttentionParams(scale=1.0))
+    actual = attend(backend, batch.query, batch, batch.metadata, AttentionParams(scale=1.0))
     torch.testing.assert_close(actual.double(), batch.expected(AttentionParams(scale=1.0)), rtol=2e-3, atol=2e-3)
 
 
 def test_attention_passes_nan_on_to_its_own_sequence_only(backend: AttentionBackend) -> None:
     batch = Batch([(1, 200), (1, 50), (30, 90)], 9, 3, 64, 16)
-    clean = backend.forward(batch.query, batch.cache, batch.metadata, AttentionParams(scale=0.125))
+    clean = attend(backend, batch.query, batch, batch.metadata, AttentionParams(scale=0.125))
     batch.cache[0, batch.metadata.block_tables[0, 0], 3] = float("nan")
-    actual = backend.forward(batch.query, batch.cache, batch.metadata, AttentionParams(scale=0.125))
+    actual = attend(backend, batch.query, batch, batch.metadata, AttentionParams(scale=0.125))
     assert actual[0].isnan().all()
     assert torch.equal(actual[1:], clean[1:])
 
@@ -129,7 +137,7 @@ def test_cpu_attention_of_a_sequence_does_not_depend_on_its_batch() -> None:
     backend = CpuAttention(native())
     batch = Batch(LENGTHS, 9, 3, 64, 16)
     params = AttentionParams(scale=0.125)
-    together = backend.forward(batch.query, batch.cache, batch.metadata, params)
+    together = attend(backend, batch.query, batch, batch.metadata, params)
     for index, (count, seq_len) in enumerate(batch.lengths):
         start = int(batch.metadata.query_start[index])
         alone = replace(
@@ -142,4 +150,29 @@ def test_cpu_attention_of_a_sequence_does_not_depend_on_its_batch() -> None:
             max_seq_len=seq_len,
         )
         query = batch.query[start : start + count].clone()
-        assert torch.equal(backend.forward(query, batch.cache, alone, params), together[start : start + count])
+        assert torch.equal(attend(backend, query, batch, alone, params), together[start : start + count])
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_how_a_sequence_is_cut_into_steps_changes_no_bit(window: int | None) -> None:
+    backend, params = CpuAttention(native()), AttentionParams(scale=0.125, sliding_window=window)
+    seq_len, num_prompt = 300, 130
+    whole = Batch([(seq_len, seq_len)], 9, 3, 64, 16)
+
+    def rows(start: int, end: int) -> torch.Tensor:
+        metadata = AttentionMetadata(
+            query_start=torch.tensor([0, end - start], dtype=torch.int32),
+            seq_lens=torch.tensor([end], dtype=torch.int32),
+            block_tables=whole.metadata.block_tables,
+            slot_mapping=torch.empty(0),
+            num_decodes=int(end - start == 1),
+            max_query_len=end - start,
+            max_seq_len=end,
+            prompt_lens=torch.tensor([num_prompt], dtype=torch.int32),
+        )
+        return attend(backend, whole.query[start:end].contiguous(), whole, metadata, params)
+
+    decoded = torch.cat([rows(0, num_prompt), *(rows(at, at + 1) for at in range(num_prompt, seq_len))])
+    assert torch.equal(rows(0, seq_len), decoded)
+    cuts = [0, 1, 2, 70, 129, 130, 131, 200, 299, 300]
+    assert torch.equal(torch.cat([rows(*cut) for cut in itertools.pairwise(cuts)]), decoded)

@@ -10,11 +10,10 @@ from scheduler_service.supervisor.stderr_writer import StderrWriter, guarded_std
 
 @pytest.fixture
 def pipe():
-    """Descriptors of a pipe; both ends are closed at the end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
+    """Descriptors of a pipe. The reading end is closed at the end; a writer's thread may still use the other one."""
+    reader, fd = os.pipe()
+    yield reader, fd
+    os.close(reader)
 
 
 def read_lines(fd: int, count: int) -> list[str]:

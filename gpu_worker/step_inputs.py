@@ -28,6 +28,11 @@ class SlotShape:
         return self.max_model_len + 1
 
     @property
+    def padding_place(self) -> int:
+        """The place after all slots' tokens: no sequence's."""
+        return self.max_num_seqs * self.width
+
+    @property
     def max_blocks(self) -> int:
         """Blocks that a sequence can have."""
         return -(-self.max_model_len // self.block_size)

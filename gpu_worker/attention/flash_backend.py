@@ -26,7 +26,7 @@ _FLASH_2_BLOCK_STEP = 256
 class _Package:
     """How one package wants to be called.
 
-    arguments: its names for where sequences begin and end; key_start is [num_seqs + 1] int32, where each one's keys
+    arguments: its names for where keys begin and end; key_start is [num_seqs + 1] int32, where each one's keys
     would begin if all lay side by side. everything: the window that hides nothing.
     """
 
@@ -74,6 +74,8 @@ class FlashAttention:
             query,
             kv_cache[0],
             kv_cache[1],
+            cu_seqlens_q=metadata.query_start,
+            max_seqlen_q=metadata.max_query_len,
             **self._package.arguments(metadata, self._key_start),
             softmax_scale=params.scale,
             causal=True,
@@ -95,8 +97,6 @@ def _find_package() -> str | None:
 
 def _arguments_3(metadata: AttentionMetadata, key_start: torch.Tensor) -> dict[str, Any]:
     return {
-        "cu_seqlens_q": metadata.query_start,
-        "max_seqlen_q": metadata.max_query_len,
         "cache_seqlens": metadata.seq_lens,
         "page_table": metadata.block_tables,
     }
@@ -104,8 +104,6 @@ def _arguments_3(metadata: AttentionMetadata, key_start: torch.Tensor) -> dict[s
 
 def _arguments_4(metadata: AttentionMetadata, key_start: torch.Tensor) -> dict[str, Any]:
     return {
-        "cu_seqlens_q": metadata.query_start,
-        "max_seqlen_q": metadata.max_query_len,
         "seqused_k": metadata.seq_lens,
         "max_seqlen_k": metadata.max_seq_len,
         "page_table": metadata.block_tables,
@@ -114,8 +112,6 @@ def _arguments_4(metadata: AttentionMetadata, key_start: torch.Tensor) -> dict[s
 
 def _arguments_2(metadata: AttentionMetadata, key_start: torch.Tensor) -> dict[str, Any]:
     return {
-        "cu_seqlens_q": metadata.query_start,
-        "max_seqlen_q": metadata.max_query_len,
         "cu_seqlens_k": key_start,
         "max_seqlen_k": metadata.max_seq_len,
         "block_table": metadata.block_tables,

@@ -17,7 +17,7 @@ class DeviceSlots:
 
     def __init__(self, shape: SlotShape, device: torch.device) -> None:
         self._device = device
-        self.padding_place = shape.max_num_seqs * shape.width
+        self.padding_place = shape.padding_place
         self.padding_slot = shape.max_num_seqs
         self.token_ids = torch.zeros(self.padding_place + 1, dtype=torch.int32, device=device)
         self.block_tables = torch.zeros((shape.max_num_seqs + 1, shape.max_blocks), dtype=torch.int32, device=device)

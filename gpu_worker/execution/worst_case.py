@@ -40,7 +40,6 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
     order = np.argsort(counts != 1, kind="stable")
     query_start[1:] = np.cumsum(counts[order])
     seq_lens = np.diff(query_start)
-    nowhere = shape.max_num_seqs * shape.width
     return StepInputs(
         new_tokens=_NO_WRITES,
         new_blocks=_NO_WRITES,
@@ -50,9 +49,9 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
         prompt_lens=seq_lens,
         positions=np.arange(num_tokens) - np.repeat(query_start[:-1], seq_lens),
         slot_mapping=np.full(num_tokens, -1),
-        token_places=np.full(num_tokens, nowhere),
+        token_places=np.full(num_tokens, shape.padding_place),
         sampled_rows=(query_start[1:] - 1).astype(np.int64),
-        drawn_places=np.full(num_seqs, nowhere),
+        drawn_places=np.full(num_seqs, shape.padding_place),
         sampling=SamplingBatch(
             temperature=np.ones(num_seqs, dtype=np.float32),
             top_k=np.full(num_seqs, 2, dtype=np.int64),

@@ -10,9 +10,12 @@ of a few vectorised operations over the slots, however many sequences there are:
     query_start  0   1   2           6
 """
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpu_worker.logprobs import LogprobBatch
+from gpu_worker.penalties import NO_PENALTIES, PenaltyBatch
 from gpu_worker.sampler import SamplingBatch
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
 from pagewire.ipc.steps import AddedSequence, StepBatch
@@ -47,6 +50,8 @@ class InputBatch:
             seeds=np.zeros(num_slots, dtype=np.int64),
             positions=np.zeros(num_slots, dtype=np.int64),
         )
+        self._penalties = np.zeros((num_slots, len(NO_PENALTIES)), dtype=np.float32)
+        self._num_logprobs = np.zeros(num_slots, dtype=np.int64)
 
     def clear(self) -> None:
         """Forget every slot."""
@@ -101,6 +106,9 @@ class InputBatch:
         self._sampling.top_p[slot] = sequence.sampling.top_p
         self._sampling.min_p[slot] = sequence.sampling.min_p
         self._sampling.seeds[slot] = np.uint64(sequence.sampling.seed & 0xFFFFFFFFFFFFFFFF).astype(np.int64)
+        penalties, num_logprobs = sequence.sampling.penalties, sequence.sampling.num_logprobs
+        self._penalties[slot] = NO_PENALTIES if penalties is None else msgspec.structs.astuple(penalties)
+        self._num_logprobs[slot] = -1 if num_logprobs is None else num_logprobs
 
     def _append_blocks(self, slots: IntArray, blocks: IntArray, new_blocks: "_WriteList") -> None:
         """Append blocks[j] to the table of slots[j]; a slot may come several times."""
@@ -153,10 +161,25 @@ class InputBatch:
             sampled_rows=(query_start[1:][sampled] - 1).astype(np.int64),
             drawn_places=drawing * shape.width + self._num_tokens[drawing],
             sampling=sampling,
+            penalties=self._penalties_of(drawing),
+            logprobs=self._logprobs_of(drawing),
             num_decodes=int((counts == 1).sum()),
             max_query_len=int(counts.max(initial=0)),
             max_seq_len=int(seq_lens.max(initial=0)),
         )
+
+    def _penalties_of(self, drawing: IntArray) -> PenaltyBatch:
+        """Of the slots that draw those with penalties."""
+        penalties = self._penalties[drawing]
+        rows = np.flatnonzero((penalties != NO_PENALTIES).any(axis=1))
+        slots = drawing[rows]
+        return PenaltyBatch(rows, slots, self._num_prompt[slots], self._num_tokens[slots], *penalties[rows].T)
+
+    def _logprobs_of(self, drawing: IntArray) -> LogprobBatch:
+        """Of the slots that draw those whose log probabilities are wanted."""
+        num_logprobs = self._num_logprobs[drawing]
+        rows = np.flatnonzero(num_logprobs >= 0)
+        return LogprobBatch(rows, num_logprobs[rows])
 
     def _check_step(self, slots: IntArray, counts: IntArray, sampled: npt.NDArray[np.bool_]) -> None:
         self._require(len(slots) == len(counts) == len(sampled), "slots, token counts and flags of different lengths")

@@ -52,8 +52,8 @@ class PendingStep:
 
     def output(self) -> StepOutput:
         """Wait for the step, and say what came of it."""
-        token_ids, finite = self.drawn.read()
-        return StepOutput(self.step_id, token_ids.tobytes(), (~finite).tobytes())
+        result = self.drawn.read()
+        return StepOutput(self.step_id, result.token_ids.tobytes(), (~result.finite).tobytes(), result.logprobs)
 
 
 @dataclass(frozen=True, slots=True)

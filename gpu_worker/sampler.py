@@ -153,5 +153,6 @@ def _nucleus_edge(
 
 
 def on_device_of(like: torch.Tensor, array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """An array where a tensor is."""
-    return torch.from_numpy(array).to(like.device, non_blocking=True)
+    """An array where a tensor is; the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gpu_worker.logprobs import LogprobBatch
+from gpu_worker.penalties import PenaltyBatch
 from gpu_worker.sampler import SamplingBatch
 
 IntArray = npt.NDArray[np.int64]
@@ -58,7 +60,7 @@ class StepInputs:
     token_places                    [num_tokens] int64, where each input token is among all slots' token ids
     sampled_rows                    [num_sampled] int64, rows whose logits are wanted
     drawn_places                    [num_sampled] int64, where each drawn token goes among all slots' token ids
-    sampling                        of the sampled rows
+    sampling, penalties, logprobs   of the sampled rows
     """
 
     new_tokens: Writes
@@ -73,6 +75,13 @@ class StepInputs:
     sampled_rows: IntArray
     drawn_places: IntArray
     sampling: SamplingBatch
+    penalties: PenaltyBatch
+    logprobs: LogprobBatch
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether some row has penalties or wants log probabilities."""
+        return len(self.penalties) > 0 or len(self.logprobs) > 0

@@ -11,12 +11,14 @@ Ranks that have parts of the vocabulary have two programs that draw: they exchan
 else all logits (see parallel_sampler).
 
 Batches of more tokens than graphs are captured for run operation by operation: the device takes longer than the host.
+So do draws with penalties or log probabilities (see shaped_draw).
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +27,15 @@ import torch
 from gpu_worker.attention.backend import AttentionMetadata
 from gpu_worker.execution.device_clock import DeviceClock
 from gpu_worker.execution.device_slots import DeviceSlots
+from gpu_worker.execution.executor import StepResult
 from gpu_worker.execution.graphs import GraphPool, GraphSizes
-from gpu_worker.execution.staging import PaddedShape, Staging
+from gpu_worker.execution.shaped_draw import draw_shaped
+from gpu_worker.execution.staging import DrawInputs, PaddedShape, Staging
 from gpu_worker.execution.worst_case import NO_INPUTS, worst_case
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kv_cache import CacheShape
+from gpu_worker.logprobs import to_records
 from gpu_worker.models.decoder import DecoderModel
 from gpu_worker.parallel_sampler import pack_draws, unpack_draws
 from gpu_worker.step_inputs import SlotShape, StepInputs
@@ -51,11 +56,14 @@ class DrawnOnDevice:
     """Tokens on their way.
 
     host: [2, num_sampled] int32, tokens and whether their logits are finite.
+    logprobs, num_logprobs: a table of log probabilities, and how many of each row are wanted; see find_logprobs.
     copied: done when they are there.
     traced: where the device's times are wanted, a clock, and an event before the step's first kernel.
     """
 
     host: torch.Tensor
+    logprobs: torch.Tensor | None
+    num_logprobs: npt.NDArray[np.int64]
     copied: torch.cuda.Event
     traced: tuple[DeviceClock, torch.cuda.Event] | None
 
@@ -64,11 +72,12 @@ class DrawnOnDevice:
         """See Drawn."""
         return bool(self.copied.query())  # type: ignore[no-untyped-call]
 
-    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    def read(self) -> StepResult:
         """See Drawn."""
         self.copied.synchronize()
         tokens, finite = self.host.numpy()
-        return tokens, finite.astype(np.bool_)
+        records = b"" if self.logprobs is None else to_records(self.logprobs.numpy(), self.num_logprobs)
+        return StepResult(tokens, finite.astype(np.bool_), records)
 
     def device_span_ns(self) -> tuple[int, int] | None:
         """See Drawn."""
@@ -192,7 +201,7 @@ class CapturedExecutor:
     def launch(self, inputs: StepInputs) -> DrawnOnDevice:
         """See Executor."""
         num_sampled = len(inputs.sampled_rows)
-        begun = None
+        begun, logprobs = None, None
         self._slots.write(inputs)
         if len(inputs.positions) > 0:
             shape, draws = self._pad(inputs), self._pad_draws(inputs)
@@ -200,15 +209,17 @@ class CapturedExecutor:
             begun = None if self._clock is None else self._clock.event()
             if not self._graphs.replay(shape):
                 self._layer_program(shape)()
-            if num_sampled > 0 and not self._graphs.replay(draws):
+            if inputs.is_shaped:
+                logprobs = self._draw_shaped(inputs, draws.num_sampled)
+            elif num_sampled > 0 and not self._graphs.replay(draws):
                 self._draw_program(draws)()
-        host = torch.empty((2, num_sampled), dtype=torch.int32, pin_memory=True)
-        host.copy_(self._drawn[:, :num_sampled], non_blocking=True)
-        if self._clock is not None and begun is not None:
-            return DrawnOnDevice(host, self._clock.event(), (self._clock, begun))
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
-        return DrawnOnDevice(host, copied, None)
+        host = _to_host(self._drawn[:, :num_sampled])
+        table = None if logprobs is None else _to_host(logprobs)
+        traced = None if self._clock is None or begun is None else (self._clock, begun)
+        copied = torch.cuda.Event() if traced is None else traced[0].event()  # type: ignore[no-untyped-call]
+        if traced is None:
+            copied.record()
+        return DrawnOnDevice(host, table, inputs.logprobs.num_logprobs, copied, traced)
 
     def _pad(self, inputs: StepInputs) -> PaddedShape:
         num_seqs, num_tokens = len(inputs.slots), len(inputs.positions)
@@ -256,20 +267,34 @@ class CapturedExecutor:
     def _draw_program(self, shape: DrawShape) -> Callable[[], None]:
         num_sampled = shape.num_sampled
         views = self._staging.draw_inputs(num_sampled)
-        sampling = DeviceSampling(
-            views.temperature, views.top_k, views.top_p, views.min_p, views.seeds, views.positions
-        )
+        sampling = _sampling_of(views)
         choose = self._sample if self._is_alone or shape.gathers else self._agree
 
         def run() -> None:
             logits = self._model.compute_logits(self._last_hidden[:num_sampled])
-            tokens, finite = choose(logits, sampling)
-            drawn = self._drawn[:, :num_sampled]
-            drawn[0].copy_(tokens)
-            drawn[1].copy_(finite)
-            self._slots.token_ids.scatter_(0, views.drawn_places, drawn[0])
+            self._store(*choose(logits, sampling), views)
 
         return run
+
+    def _draw_shaped(self, inputs: StepInputs, num_sampled: int) -> torch.Tensor:
+        """Draw where some row has penalties or wants log probabilities: a table of those, see find_logprobs.
+
+        Args:
+            num_sampled: counts padding.
+        """
+        views = self._staging.draw_inputs(num_sampled)
+        choose = partial(self._kernels.sample, sampling=_sampling_of(views))
+        logits = self._model.compute_logits(self._last_hidden[:num_sampled])
+        drawn = draw_shaped(logits, inputs, self._slots, self._model.vocab, choose)
+        self._store(drawn.token_ids, drawn.finite, views)
+        return drawn.logprobs
+
+    def _store(self, tokens: torch.Tensor, finite: torch.Tensor, views: DrawInputs) -> None:
+        """Keep what was drawn where the host and the next step find it."""
+        drawn = self._drawn[:, : len(tokens)]
+        drawn[0].copy_(tokens)
+        drawn[1].copy_(finite)
+        self._slots.token_ids.scatter_(0, views.drawn_places, drawn[0])
 
     def _sample(self, logits: torch.Tensor, sampling: DeviceSampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw from all logits; what rank 0 draws counts."""
@@ -282,3 +307,13 @@ class CapturedExecutor:
         vocab = self._model.vocab
         draws = pack_draws(*self._kernels.best_of_part(logits, sampling, vocab.token_ids.start))
         return unpack_draws(vocab.parallel.all_reduce_max(draws))
+
+
+def _sampling_of(views: DrawInputs) -> DeviceSampling:
+    return DeviceSampling(views.temperature, views.top_k, views.top_p, views.min_p, views.seeds, views.positions)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that is there once the stream has got to it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -12,6 +12,7 @@ class DeviceSlots:
     Attributes:
         token_ids: [max_num_seqs * width + 1] int32.
         block_tables: [max_num_seqs + 1, max_blocks] int32.
+        tokens_by_slot: [max_num_seqs, width] int32, those token ids without the padding place.
         padding_place, padding_slot: the last of each.
     """
 
@@ -20,6 +21,7 @@ class DeviceSlots:
         self.padding_place = shape.padding_place
         self.padding_slot = shape.max_num_seqs
         self.token_ids = torch.zeros(self.padding_place + 1, dtype=torch.int32, device=device)
+        self.tokens_by_slot = self.token_ids[:-1].view(shape.max_num_seqs, shape.width)
         self.block_tables = torch.zeros((shape.max_num_seqs + 1, shape.max_blocks), dtype=torch.int32, device=device)
 
     def write(self, inputs: StepInputs) -> None:

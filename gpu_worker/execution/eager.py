@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +10,12 @@ import torch
 
 from gpu_worker.attention.backend import AttentionMetadata
 from gpu_worker.execution.device_slots import DeviceSlots
+from gpu_worker.execution.executor import StepResult
+from gpu_worker.execution.shaped_draw import draw_shaped
 from gpu_worker.execution.worst_case import worst_case
+from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kv_cache import CacheShape
+from gpu_worker.logprobs import to_records
 from gpu_worker.models.decoder import DecoderModel
 from gpu_worker.parallel_sampler import ParallelSampler
 from gpu_worker.sampler import Sampler
@@ -21,17 +26,16 @@ from gpu_worker.step_inputs import SlotShape, StepInputs
 class DrawnTokens:
     """Tokens that are there."""
 
-    token_ids: npt.NDArray[np.int32]
-    finite: npt.NDArray[np.bool_]
+    result: StepResult
 
     @property
     def is_done(self) -> bool:
         """Always."""
         return True
 
-    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    def read(self) -> StepResult:
         """See Drawn."""
-        return self.token_ids, self.finite
+        return self.result
 
     def device_span_ns(self) -> None:
         """See Drawn. The host waited for it."""
@@ -47,14 +51,15 @@ class EagerExecutor:
     def __init__(
         self,
         model: DecoderModel,
-        sampler: Sampler | ParallelSampler,
+        kernels: Kernels,
         slots: SlotShape,
         cache: CacheShape,
         max_tokens: int,
         device: torch.device,
     ) -> None:
         self._model = model
-        self._sampler = sampler
+        self._sampler = Sampler(kernels)
+        self._parallel_sampler = ParallelSampler(kernels, model.vocab)
         self._slot_shape = slots
         self._cache = cache
         self._max_tokens = max_tokens
@@ -92,10 +97,19 @@ class EagerExecutor:
         if len(inputs.sampled_rows) == 0:
             return _NOTHING
         logits = self._model.compute_logits(hidden.index_select(0, self._send(inputs.sampled_rows)))
-        token_ids, finite = self._sampler.sample(logits, inputs.sampling)
+        records = b""
+        if inputs.is_shaped:
+            choose = partial(self._sampler.sample, batch=inputs.sampling)
+            drawn = draw_shaped(logits, inputs, self._slots, self._model.vocab, choose)
+            token_ids, finite = drawn.token_ids, drawn.finite
+            records = to_records(drawn.logprobs.cpu().numpy(), inputs.logprobs.num_logprobs)
+        else:
+            is_alone = self._model.vocab.parallel.world_size == 1
+            sampler = self._sampler if is_alone else self._parallel_sampler
+            token_ids, finite = sampler.sample(logits, inputs.sampling)
         tokens = token_ids.int()
         self._slots.token_ids.scatter_(0, self._send(inputs.drawn_places), tokens)
-        return DrawnTokens(tokens.cpu().numpy(), finite.cpu().numpy())
+        return DrawnTokens(StepResult(tokens.cpu().numpy(), finite.cpu().numpy(), records))
 
     def _metadata(self, inputs: StepInputs) -> AttentionMetadata:
         max_blocks = -(-inputs.max_seq_len // self._cache.block_size)
@@ -115,4 +129,4 @@ class EagerExecutor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-_NOTHING = DrawnTokens(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_))
+_NOTHING = DrawnTokens(StepResult(np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)))

@@ -1,6 +1,7 @@
 """What must a way to run steps be able to do?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +9,19 @@ import numpy.typing as npt
 import torch
 
 from gpu_worker.step_inputs import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step.
+
+    token_ids, finite: [num_sampled], the tokens, and whether the logits they were drawn from are finite.
+    logprobs: see StepOutput.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    finite: npt.NDArray[np.bool_]
+    logprobs: bytes = b""
 
 
 class Drawn(Protocol):
@@ -18,8 +32,8 @@ class Drawn(Protocol):
         """Whether `read` returns at once."""
         ...
 
-    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Wait for the step. Its tokens, [num_sampled], and whether the logits they were drawn from are finite."""
+    def read(self) -> StepResult:
+        """Wait for the step."""
         ...
 
     def device_span_ns(self) -> tuple[int, int] | None:

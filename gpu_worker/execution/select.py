@@ -10,8 +10,6 @@ from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kernels.select import obstacle_to_triton
 from gpu_worker.kv_cache import CacheShape
 from gpu_worker.models.decoder import DecoderModel
-from gpu_worker.parallel_sampler import ParallelSampler
-from gpu_worker.sampler import Sampler
 from gpu_worker.step_inputs import SlotShape
 
 logger = logging.getLogger(__name__)
@@ -36,9 +34,7 @@ def select_executor(
     """
     if not model.attention.reads_device_only or obstacle_to_triton(device) is not None:
         logger.info("executor chosen executor=eager")
-        alone = model.vocab.parallel.world_size == 1
-        sampler = Sampler(kernels) if alone else ParallelSampler(kernels, model.vocab)
-        return EagerExecutor(model, sampler, slots, cache, max_tokens, device)
+        return EagerExecutor(model, kernels, slots, cache, max_tokens, device)
     # They import triton, which need not be installed elsewhere.
     from gpu_worker.execution.captured import CapturedExecutor  # noqa: PLC0415
     from gpu_worker.execution.graphs import GraphSizes  # noqa: PLC0415

@@ -2,9 +2,13 @@
 
 import numpy as np
 
+from gpu_worker.logprobs import LogprobBatch
+from gpu_worker.penalties import PenaltyBatch
 from gpu_worker.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
 
+# Some: the memory that they take is of no account.
+_MOST_LOGPROBS = 1
 _NO_INTS = np.empty(0, dtype=np.int64)
 _NO_WRITES = Writes(_NO_INTS, np.empty(0, dtype=np.int32))
 
@@ -21,6 +25,8 @@ NO_INPUTS = StepInputs(
     sampled_rows=_NO_INTS,
     drawn_places=_NO_INTS,
     sampling=SamplingBatch(*(np.empty(0, dtype=dtype) for dtype in ("f4", "i8", "f4", "f4", "i8", "i8"))),
+    penalties=PenaltyBatch(*(np.empty(0, dtype=dtype) for dtype in ("i8", "i8", "i8", "i8", "f4", "f4", "f4"))),
+    logprobs=LogprobBatch(_NO_INTS, _NO_INTS),
     num_decodes=0,
     max_query_len=0,
     max_seq_len=0,
@@ -29,7 +35,7 @@ NO_INPUTS = StepInputs(
 
 
 def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
-    """A step of so many tokens, spread over all slots, in which every slot draws with all filters.
+    """A step of so many tokens, spread over all slots, in which every slot draws with all filters and penalties.
 
     It reads block 0, and writes to no block and to no slot's tokens; fewer tokens than slots leave slots out.
     """
@@ -60,6 +66,16 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
             seeds=np.zeros(num_seqs, dtype=np.int64),
             positions=np.zeros(num_seqs, dtype=np.int64),
         ),
+        penalties=PenaltyBatch(
+            rows=np.arange(num_seqs),
+            slots=np.arange(num_seqs),
+            num_prompt=np.zeros(num_seqs, dtype=np.int64),
+            num_tokens=np.full(num_seqs, shape.max_model_len),
+            repetition=np.full(num_seqs, 2.0, dtype=np.float32),
+            frequency=np.ones(num_seqs, dtype=np.float32),
+            presence=np.ones(num_seqs, dtype=np.float32),
+        ),
+        logprobs=LogprobBatch(np.arange(num_seqs), np.full(num_seqs, _MOST_LOGPROBS)),
         num_decodes=int((seq_lens == 1).sum()),
         max_query_len=int(seq_lens.max()),
         max_seq_len=int(seq_lens.max()),

@@ -157,7 +157,7 @@ class SchedulerLoop:
         max_total_tokens = check(submit, self._limits, self._group.model)
         if isinstance(max_total_tokens, Refusal):
             return max_total_tokens
-        running = self._scheduler.find(submit.request_id) if submit.resumes else None
+        running = self._scheduler.find(submit) if submit.resumes else None
         if running is None:
             self._scheduler.add(gateway, submit, max_total_tokens)
             return None

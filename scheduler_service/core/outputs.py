@@ -1,12 +1,13 @@
 """What one step has to tell each gateway, gathered while the scheduler works."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
-from pagewire.ipc.requests import Ended, EndReason, Started, StepTokens
+from pagewire.ipc.requests import Ended, EndReason, Started, StepTokens, logprob_record_bytes
 from scheduler_service.core.sequence import NOBODY, Sequence
 
 
@@ -16,6 +17,7 @@ class _News:
     token_ids: list[int] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
+    logprobs: dict[int, bytes] = field(default_factory=dict)
 
 
 class OutputCollector:
@@ -39,6 +41,11 @@ class OutputCollector:
             news.stream_ids.append(sequence.stream_id)
             news.token_ids.append(token_id)
 
+    def add_logprobs(self, sequence: Sequence, records: bytes) -> None:
+        """The log probabilities of tokens that were added, or will be before `flush`; in the order of the tokens."""
+        logprobs = self._news[sequence.gateway].logprobs
+        logprobs[sequence.stream_id] = logprobs.get(sequence.stream_id, b"") + records
+
     def add_end(
         self, sequence: Sequence, reason: EndReason, stop_token_id: int | None = None, detail: str = ""
     ) -> None:
@@ -60,6 +67,8 @@ class OutputCollector:
         missing = sequence.token_ids[num_received:].tolist()
         news.stream_ids += [sequence.stream_id] * len(missing)
         news.token_ids += missing
+        if missing and sequence.sampling.num_logprobs is not None:
+            self.add_logprobs(sequence, sequence.logprobs_from(num_received))
         if sequence.ended is not None:
             news.ended.append(msgspec.structs.replace(sequence.ended, stream_id=sequence.stream_id))
 
@@ -76,9 +85,25 @@ class OutputCollector:
                     token_ids=np.array(news.token_ids, dtype="<i4").tobytes(),
                     ended=news.ended,
                     started=news.started,
+                    logprobs=news.logprobs,
                 ),
             )
             for gateway, news in self._news.items()
         ]
         self._news.clear()
         return messages
+
+
+def split_logprobs(sequences: list[Sequence], records: bytes) -> Iterator[tuple[Sequence, bytes]]:
+    """Each of the sequences that want log probabilities with its record.
+
+    Raises:
+        ValueError: there are more or fewer records.
+    """
+    end = 0
+    for sequence in sequences:
+        if sequence.sampling.num_logprobs is not None:
+            start, end = end, end + logprob_record_bytes(sequence.sampling.num_logprobs)
+            yield sequence, records[start:end]
+    if end != len(records):
+        raise ValueError(f"log probabilities of {len(records)} bytes, not of {end}")

@@ -14,7 +14,7 @@ from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
 from pagewire.ipc.steps import StepBatch, StepOutput
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
-from scheduler_service.core.outputs import OutputCollector
+from scheduler_service.core.outputs import OutputCollector, split_logprobs
 from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
@@ -76,6 +76,7 @@ class Scheduler:
             priority=submit.priority,
             cache_salt=submit.cache_salt,
             deadline_s=submit.deadline_s,
+            num_given_tokens=len(token_ids),
         )
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
@@ -137,11 +138,11 @@ class Scheduler:
             else:
                 self._end(sequence)
 
-    def find(self, request_id: str) -> Sequence | None:
-        """The sequence of this request that a caller may go on with: one that runs, or an orphan that is complete."""
-        sequence = self._orphans.find(request_id) or self._by_request_id.get(request_id)
-        is_resumable = sequence is not None and (not sequence.is_over or sequence.is_complete)
-        return sequence if is_resumable else None
+    def find(self, submit: Submit) -> Sequence | None:
+        """The sequence that the caller of this request may go on with: one that runs, or an orphan that is complete."""
+        sequence = self._orphans.find(submit.request_id) or self._by_request_id.get(submit.request_id)
+        knows_rest = sequence is not None and sequence.knows_from(len(submit.token_ids) // 4)
+        return sequence if knows_rest else None
 
     def attach(self, sequence: Sequence, gateway: bytes, submit: Submit) -> None:
         """Go on with a sequence in another stream, which is told what its caller lacks; the old one is replaced."""
@@ -265,6 +266,7 @@ class Scheduler:
         token_ids = np.frombuffer(output.token_ids, dtype="<i4").tolist()
         if len(token_ids) != len(step.sampled) or len(output.nan_flags) != len(step.sampled):
             raise ValueError(f"result of step {output.step_id} has {len(token_ids)} tokens for {len(step.sampled)}")
+        records = list(split_logprobs(step.sampled, output.logprobs)) if output.logprobs else []
         self._in_flight.popleft()
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
@@ -272,6 +274,10 @@ class Scheduler:
         self._running.cache_full_blocks(step.slots[step.is_sampled], step.num_computed[step.is_sampled])
         if self._quarantine:
             self._clear_suspects(step)
+        for sequence, record in records:
+            if not sequence.is_over:
+                sequence.logprobs += record
+                self._outputs.add_logprobs(sequence, record)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
 

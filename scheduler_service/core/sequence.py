@@ -4,7 +4,7 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from pagewire.ipc.requests import Ended, EndReason, Sampling
+from pagewire.ipc.requests import Ended, EndReason, Sampling, logprob_record_bytes
 
 # In place of the gateway of a sequence that has none: no process ever draws this incarnation.
 NOBODY = b""
@@ -44,6 +44,9 @@ class Sequence:
                 0     len(block_hashes) counts hashes known, computed from token_ids
 
     When it last got a slot it had num_admitted_tokens tokens, and num_shared_blocks blocks came from the prefix cache.
+
+    If log probabilities are wanted, `logprobs` has a record for each token drawn here: for the last ones of token_ids,
+    from num_given_tokens on.
     """
 
     gateway: bytes
@@ -66,6 +69,8 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_admitted_tokens: int = 0
     num_shared_blocks: int = 0
+    num_given_tokens: int = 0
+    logprobs: bytearray = field(default_factory=bytearray)
     is_over: bool = False
     ended: Ended | None = None
 
@@ -78,6 +83,17 @@ class Sequence:
     def is_complete(self) -> bool:
         """Whether it has all its tokens."""
         return self.ended is not None and self.ended.reason in (EndReason.STOP, EndReason.LENGTH)
+
+    def knows_from(self, index: int) -> bool:
+        """Whether it can tell all that there is or will be from token_ids[index] on."""
+        will_be_whole = not self.is_over or self.is_complete
+        return will_be_whole and (self.sampling.num_logprobs is None or index >= self.num_given_tokens)
+
+    def logprobs_from(self, index: int) -> bytes:
+        """The records of token_ids[index] and those after it, which it knows."""
+        assert self.sampling.num_logprobs is not None
+        record_bytes = logprob_record_bytes(self.sampling.num_logprobs)
+        return bytes(self.logprobs[(index - self.num_given_tokens) * record_bytes :])
 
     def move_to(self, status: Status) -> None:
         """Change the status along the table of legal moves."""

@@ -34,8 +34,9 @@ async def to_generation(
     is_resumed = request.HasField("resume")
     stopping, output = request.stopping, request.output
     request_id = validation.check_request_id(request)
+    num_logprobs = validation.check_num_logprobs(output, model.vocab_size)
     sampling = validation.check_sampling(
-        request.sampling, model.vocab_size, request.resume.seed if is_resumed else None
+        request.sampling, num_logprobs, model.vocab_size, request.resume.seed if is_resumed else None
     )
     received_ids = request.resume.received_token_ids
     validation.check_token_ids(received_ids, model.vocab_size, "resume.received_token_ids")

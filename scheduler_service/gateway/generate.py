@@ -8,6 +8,7 @@ from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.conversion import to_generation
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import Context
+from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.stream import Finish, Output, Stream
@@ -55,11 +56,11 @@ async def answer_generate(
 
 async def _relay(stream: Stream, context: Context) -> str:
     """Write what the stream gives until it ends. Returns the end's name for the log."""
-    sends_text = stream.generation.sends_text
+    generation = stream.generation
     while True:
         output = await stream.next()
         if output.token_ids or output.text:
-            await context.write(_delta(output, sends_text))
+            await context.write(generate_pb2.GenerateResponse(delta=_delta(output, generation)))
         if output.finish is not None:
             finished = _finished(stream, output.finish)
             await context.write(generate_pb2.GenerateResponse(finished=finished))
@@ -77,9 +78,13 @@ def _accepted(generation: Generation, model_name: str) -> generate_pb2.GenerateR
     )
 
 
-def _delta(output: Output, sends_text: bool) -> generate_pb2.GenerateResponse:
-    delta = generate_pb2.Delta(token_ids=output.token_ids, text=output.text if sends_text else "")
-    return generate_pb2.GenerateResponse(delta=delta)
+def _delta(output: Output, generation: Generation) -> generate_pb2.Delta:
+    text = output.text if generation.sends_text else ""
+    num_logprobs = generation.sampling.num_logprobs
+    if num_logprobs is None:
+        return generate_pb2.Delta(token_ids=output.token_ids, text=text)
+    logprobs = to_protos(output.token_ids, output.logprobs, num_logprobs)
+    return generate_pb2.Delta(token_ids=output.token_ids, text=text, logprobs=logprobs)
 
 
 def _finished(stream: Stream, finish: Finish) -> generate_pb2.Finished:

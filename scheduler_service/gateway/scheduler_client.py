@@ -214,6 +214,9 @@ class SchedulerClient:
             if (stream := streams.get(stream_id)) is not None:
                 stream.push(token_id)
                 touched[stream] = None
+        for stream_id, records in step.logprobs.items():
+            if (stream := streams.get(stream_id)) is not None:
+                stream.push_logprobs(records)
         for ended in step.ended:
             if (stream := streams.pop(ended.stream_id, None)) is not None:
                 stream.end(ended)

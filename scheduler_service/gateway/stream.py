@@ -10,7 +10,7 @@ import asyncio
 from array import array
 from dataclasses import dataclass
 
-from pagewire.ipc.requests import Ended, EndReason, Submit
+from pagewire.ipc.requests import Ended, EndReason, Submit, logprob_record_bytes
 from scheduler_service.gateway.exceptions import DeadlinePassedError, SequenceFailedError, StreamReplacedError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.output_text import OutputText
@@ -33,10 +33,12 @@ class Finish:
 
 @dataclass(slots=True)
 class Output:
-    """News of a stream: tokens, their text, and in the last one how the stream ended."""
+    """News of a stream: tokens, their text, the records of their log probabilities if they are wanted, and in the last
+    one how the stream ended."""
 
     token_ids: "array[int]"
     text: str
+    logprobs: bytes
     finish: Finish | None
 
 
@@ -60,6 +62,7 @@ class Stream:
         self._text = OutputText(generation, tokenizer) if needs_text else None
         self._token_ids = int32_array(generation.received_ids)
         self._num_given = len(generation.received_ids)
+        self._logprobs = bytearray()
         self._num_cached_tokens: int | None = None
         self._decoded_text: list[str] = []
         self._ended: Ended | None = None
@@ -78,6 +81,10 @@ class Stream:
     def push(self, token_id: int) -> None:
         """The next token arrived."""
         self._token_ids.append(token_id)
+
+    def push_logprobs(self, records: bytes) -> None:
+        """The log probabilities of tokens that arrived; see pagewire.ipc.requests."""
+        self._logprobs += records
 
     def end(self, ended: Ended) -> None:
         """No token follows those that arrived."""
@@ -135,10 +142,20 @@ class Stream:
         token_ids = self._token_ids[self._num_given : self.num_output_tokens]
         if self._error is not None and not token_ids:
             raise self._error
-        output = Output(token_ids, "".join(self._decoded_text), self._finish)
+        output = Output(token_ids, "".join(self._decoded_text), self._take_logprobs(len(token_ids)), self._finish)
         self._num_given = self.num_output_tokens
         self._decoded_text = []
         return output
+
+    def _take_logprobs(self, num_tokens: int) -> bytes:
+        """The records of the next tokens to give out: the first that are here."""
+        num_logprobs = self.generation.sampling.num_logprobs
+        if num_logprobs is None:
+            return b""
+        end = num_tokens * logprob_record_bytes(num_logprobs)
+        taken = bytes(self._logprobs[:end])
+        del self._logprobs[:end]
+        return taken
 
     # ---- tokens become text ---------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Sequence
 
-from pagewire.ipc.requests import Sampling
+from pagewire.ipc.requests import Penalties, Sampling
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
 
@@ -16,6 +16,9 @@ _MAX_STOP_TOKEN_IDS = 256
 _MAX_COMPLETIONS = 128
 _MAX_TEMPERATURE = 100.0
 _MAX_ADDITIVE_PENALTY = 2.0
+# Logits times this are finite.
+_MAX_REPETITION_PENALTY = 100.0
+_MAX_LOGPROBS = 20
 _SEED_BITS = 63
 
 
@@ -27,13 +30,13 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
         NotServedError: it is not.
     """
     sampling, output = request.sampling, request.output
-    _check_penalties(sampling)
+    if sampling.HasField("n") and not 1 <= sampling.n <= _MAX_COMPLETIONS:
+        raise InvalidArgumentError("sampling.n", f"is {sampling.n}, must be 1 to {_MAX_COMPLETIONS}")
     asked_for = {
         "sampling.n": sampling.n > 1,
         "sampling.logit_bias": bool(sampling.logit_bias),
         "sampling.allowed_token_ids": bool(sampling.allowed_token_ids),
         "sampling.bad_words": bool(sampling.bad_words),
-        "output.logprobs": output.HasField("logprobs"),
         "output.prompt_logprobs": output.HasField("prompt_logprobs"),
         "output.echo": output.echo,
         "constraint": request.HasField("constraint"),
@@ -44,7 +47,9 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
             raise NotServedError(field)
 
 
-def check_sampling(params: generate_pb2.SamplingParams, vocab_size: int, resumed_seed: int | None) -> Sampling:
+def check_sampling(
+    params: generate_pb2.SamplingParams, num_logprobs: int | None, vocab_size: int, resumed_seed: int | None
+) -> Sampling:
     """Fill in defaults and check ranges; a missing seed is drawn now.
 
     Raises:
@@ -59,7 +64,9 @@ def check_sampling(params: generate_pb2.SamplingParams, vocab_size: int, resumed
     if not 0.0 <= params.min_p <= 1.0:
         raise InvalidArgumentError("sampling.min_p", f"is {params.min_p:g}, must be 0 to 1")
     top_k = params.top_k if params.top_k < vocab_size else 0
-    return Sampling(temperature, top_k, top_p, params.min_p, _seed(params, resumed_seed))
+    return Sampling(
+        temperature, top_k, top_p, params.min_p, _seed(params, resumed_seed), _check_penalties(params), num_logprobs
+    )
 
 
 def check_stop_texts(stops: Sequence[str]) -> tuple[str, ...]:
@@ -145,21 +152,33 @@ def check_request_id(request: generate_pb2.GenerateRequest) -> str:
     return request_id
 
 
-def _check_penalties(params: generate_pb2.SamplingParams) -> None:
+def check_num_logprobs(output: generate_pb2.OutputOptions, vocab_size: int) -> int | None:
+    """How many alternatives come with each token's log probability; None if none is wanted.
+
+    Raises:
+        InvalidArgumentError: they are too many.
+    """
+    if not output.HasField("logprobs"):
+        return None
+    if output.logprobs > _MAX_LOGPROBS:
+        raise InvalidArgumentError("output.logprobs", f"is {output.logprobs}, must be 0 to {_MAX_LOGPROBS}")
+    return min(output.logprobs, vocab_size)
+
+
+def _check_penalties(params: generate_pb2.SamplingParams) -> Penalties | None:
     for name, value in (("presence_penalty", params.presence_penalty), ("frequency_penalty", params.frequency_penalty)):
         if not -_MAX_ADDITIVE_PENALTY <= value <= _MAX_ADDITIVE_PENALTY:
             raise InvalidArgumentError(
                 f"sampling.{name}", f"is {value:g}, must be -{_MAX_ADDITIVE_PENALTY:g} to {_MAX_ADDITIVE_PENALTY:g}"
             )
-        if value != 0.0:
-            raise NotServedError(f"sampling.{name}")
     repetition = params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
-    if not 0.0 < repetition < float("inf"):
-        raise InvalidArgumentError("sampling.repetition_penalty", f"is {repetition:g}, must be above 0 and finite")
-    if repetition != 1.0:
-        raise NotServedError("sampling.repetition_penalty")
-    if params.HasField("n") and not 1 <= params.n <= _MAX_COMPLETIONS:
-        raise InvalidArgumentError("sampling.n", f"is {params.n}, must be 1 to {_MAX_COMPLETIONS}")
+    if not 1.0 / _MAX_REPETITION_PENALTY <= repetition <= _MAX_REPETITION_PENALTY:
+        raise InvalidArgumentError(
+            "sampling.repetition_penalty",
+            f"is {repetition:g}, must be {1.0 / _MAX_REPETITION_PENALTY:g} to {_MAX_REPETITION_PENALTY:g}",
+        )
+    penalties = Penalties(repetition, params.frequency_penalty, params.presence_penalty)
+    return None if penalties == Penalties(1.0, 0.0, 0.0) else penalties
 
 
 def _seed(params: generate_pb2.SamplingParams, resumed_seed: int | None) -> int:

@@ -34,7 +34,17 @@ def run_streams(
 
 
 def _params(number: int) -> SamplingParams:
-    """Greedy, sampled, and with stop texts that may span tokens and the kill."""
+    """Greedy, sampled, with stop texts that may span tokens and the kill, with penalties and log probabilities."""
     stop = (".\n", " of the", ", and", "s.") if number % 4 >= 2 else ()
     temperature = 0.0 if number % 4 == 0 else 0.8
-    return SamplingParams(temperature=temperature, seed=number, max_tokens=24, ignore_eos=True, stop=stop)
+    frequency, repetition = (0.3, 1.1) if number % 3 == 0 else (0.0, 1.0)
+    return SamplingParams(
+        temperature=temperature,
+        seed=number,
+        max_tokens=24,
+        ignore_eos=True,
+        stop=stop,
+        frequency_penalty=frequency,
+        repetition_penalty=repetition,
+        logprobs=number % 5 if number % 2 == 0 else None,
+    )

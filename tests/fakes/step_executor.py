@@ -30,6 +30,14 @@ def complete(prompt: list[int], max_tokens: int, stop: frozenset[int] = frozense
     return token_ids[len(prompt) :]
 
 
+def logprob_record(token_ids: list[int], num_logprobs: int | None) -> bytes:
+    """The record of the token that follows these, as made up as the token; empty if none is wanted."""
+    if num_logprobs is None:
+        return b""
+    record = np.full(2 + 2 * num_logprobs, crc32(np.array(token_ids, dtype=np.int32).tobytes()), dtype=np.uint32)
+    return record.tobytes()
+
+
 class WorkerDiedError(Exception):
     """The worker was given tokens that kill it."""
 
@@ -39,6 +47,7 @@ class Slot:
     token_ids: list[int]
     num_computed: int
     block_ids: list[int]
+    num_logprobs: int | None
 
 
 @dataclass
@@ -77,7 +86,7 @@ class StepExecutor:
         batch = self.queue.popleft()
         self._writes.popleft()
         self._apply_diff(batch)
-        tokens, flags = [], []
+        tokens, flags, records = [], [], []
         counts = _ints(batch.num_tokens)
         for slot_id, count, sampled in zip(_ints(batch.slots), counts, batch.sampled, strict=True):
             slot = self.slots[slot_id]
@@ -89,8 +98,9 @@ class StepExecutor:
                 tokens.append(next_token(read_back))
                 is_ill = self._num_well(read_back) < len(read_back)
                 flags.append(int(is_ill or (self.nan_after is not None and len(read_back) >= self.nan_after)))
+                records.append(logprob_record(slot.token_ids, slot.num_logprobs))
                 slot.token_ids.append(tokens[-1])
-        return StepOutput(batch.step_id, np.array(tokens, dtype=np.int32).tobytes(), bytes(flags))
+        return StepOutput(batch.step_id, np.array(tokens, dtype=np.int32).tobytes(), bytes(flags), b"".join(records))
 
     def _apply_diff(self, batch: StepBatch) -> None:
         for slot in _ints(batch.removed):
@@ -99,7 +109,8 @@ class StepExecutor:
             assert added.slot not in self.slots
             token_ids = _ints(added.token_ids)
             assert added.num_computed_tokens <= self._num_well(token_ids), "a block that holds NaN was shared"
-            self.slots[added.slot] = Slot(token_ids, added.num_computed_tokens, _ints(added.block_ids))
+            blocks, num_logprobs = _ints(added.block_ids), added.sampling.num_logprobs
+            self.slots[added.slot] = Slot(token_ids, added.num_computed_tokens, blocks, num_logprobs)
         for slot, block in zip(_ints(batch.block_slots), _ints(batch.block_ids), strict=True):
             self.slots[slot].block_ids.append(block)
 

@@ -1,9 +1,7 @@
 """Whole models on a GPU, under the real scheduler: captured graphs and not, against transformers in float32."""
 
 import random
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,11 @@ import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
 import tests.unit.gpu_worker.triton_cases as cases
-from gpu_worker.config import WorkerConfig
-from gpu_worker.model_runner import ModelRunner, PendingStep
 from pagewire.ipc.requests import Sampling
-from pagewire.ipc.steps import EngineConfig, StepBatch, StepOutput
-from tests.unit.core.harness import Harness
+from tests.fakes.bare_scheduler import GREEDY
+from tests.unit.gpu_worker.launched_steps import run_prompts
 from tests.unit.gpu_worker.model_harness import random_model
-from tests.unit.gpu_worker.native_kernels import CACHE_DIR
+from tests.unit.gpu_worker.shaped_cases import MIXED, check_records, complete
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
@@ -40,20 +36,6 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SIZES, head_dim=64),
     "mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=40),
 }
-
-
-@dataclass
-class LaunchedSteps:
-    """A runner's steps in flight, as the harness's worker."""
-
-    runner: ModelRunner
-    queue: deque[PendingStep] = field(default_factory=deque)
-
-    def send(self, batch: StepBatch) -> None:
-        self.queue.append(self.runner.launch(batch))
-
-    def run_next(self) -> StepOutput:
-        return self.queue.popleft().output()
 
 
 class Checkpoint:
@@ -104,18 +86,19 @@ def run(
     chunk: int = 256,
     **scheduling: object,
 ) -> list[list[int]]:
-    settings = WorkerConfig(
-        checkpoint.folder, "", CACHE_DIR, 1, device="cuda", dtype=dtype, enforce_eager=enforce_eager
+    harness = run_prompts(
+        checkpoint.folder,
+        prompts,
+        num_tokens,
+        [sampling or GREEDY] * len(prompts),
+        num_blocks,
+        block_size=16,
+        chunk=chunk,
+        device="cuda",
+        dtype=dtype,
+        enforce_eager=enforce_eager,
+        **scheduling,
     )
-    runner = ModelRunner(settings)
-    engine = EngineConfig(16, 32, chunk, None, num_blocks)
-    runner.allocate(runner.load(engine, lambda stage, done, total: None)[0], lambda stage, done, total: None)
-    harness = Harness(num_blocks, block_size=16, max_num_seqs=32, max_num_batched_tokens=chunk, **scheduling)
-    harness.worker = LaunchedSteps(runner)  # type: ignore[assignment]
-    changes = {} if sampling is None else {"sampling": sampling}
-    for index, prompt in enumerate(prompts):
-        harness.add(index, prompt, max_tokens=num_tokens, **changes)
-    harness.run()
     return [harness.tokens[index] for index in range(len(prompts))]
 
 
@@ -148,3 +131,16 @@ def test_draws_depend_neither_on_the_batch_nor_on_graphs(checkpoint: Checkpoint,
     together = run(checkpoint, checkpoint.prompts, 12, warm)
     assert together == run(checkpoint, checkpoint.prompts, 12, warm, enforce_eager=True, async_scheduling=False)
     assert together[3:4] == run(checkpoint, checkpoint.prompts[3:4], 12, warm)
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_penalties_and_logprobs_are_those_of_transformers(checkpoint: Checkpoint, enforce_eager: bool) -> None:
+    prompts = checkpoint.prompts[:15]
+    samplings = [MIXED[index % len(MIXED)] for index in range(len(prompts))]
+    harness = run_prompts(
+        checkpoint.folder, prompts, 24, samplings, 2000, 16, 64, device="cuda", enforce_eager=enforce_eager
+    )
+    for stream, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+        expected = complete(checkpoint.model, prompt, 24, sampling.penalties)
+        assert harness.tokens[stream] == expected.token_ids
+        check_records(harness.logprobs[stream], sampling.num_logprobs, expected)

@@ -5,6 +5,9 @@ greeting and every change of its state with `EngineStatus`, a refused request wi
 each gateway one `StepTokens`.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` as uint32.
+
+Log probabilities travel as one record per token, of `logprob_record_bytes`: rank (int32; 1 is the most likely) and log
+probability (float32) of the token, then token id (int32) and log probability of each alternative, most likely first.
 """
 
 import enum
@@ -18,10 +21,21 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
     version: str
 
 
-class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How the next token is chosen. Ranges are checked by the gateway.
+class Penalties(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How tokens that are there already become less likely. In this order: `repetition` divides positive and multiplies
+    negative logits of tokens in prompt or output (1 is off); `frequency` is subtracted once per occurrence in the
+    output, `presence` once for any (0 is off)."""
 
-    temperature 0 means greedy; top_k 0 means all; top_p 1 and min_p 0 mean off.
+    repetition: float
+    frequency: float
+    presence: float
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How the next token is chosen, and what is told about the choice. Ranges are checked by the gateway.
+
+    temperature 0 means greedy; top_k 0 means all; top_p 1 and min_p 0 mean off. `num_logprobs`: each token comes with
+    its log probability and those of so many alternatives; None: without any.
     """
 
     temperature: float
@@ -29,6 +43,13 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_p: float
     min_p: float
     seed: int
+    penalties: Penalties | None = None
+    num_logprobs: int | None = None
+
+
+def logprob_record_bytes(num_logprobs: int) -> int:
+    """Size of the log probabilities of one token with so many alternatives."""
+    return 8 * (1 + num_logprobs)
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
@@ -163,12 +184,16 @@ class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
-    """All news of one step for one gateway: some streams started, stream_ids[i] produced token_ids[i], some ended."""
+    """All news of one step for one gateway: some streams started, stream_ids[i] produced token_ids[i], some ended.
+
+    `logprobs`: for each stream that wants them, by its id, the records of its tokens in this message.
+    """
 
     stream_ids: bytes
     token_ids: bytes
     ended: list[Ended]
     started: list[Started] = []
+    logprobs: dict[int, bytes] = {}
 
 
 SchedulerMessage = EngineStatus | Rejected | StepTokens

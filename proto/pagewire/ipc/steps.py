@@ -59,12 +59,14 @@ class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5
 class StepOutput(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     """Result of one step: one token per sampled slot, in the order of StepBatch.slots.
 
-    `nan_flags[i]` is 1 where the i-th sampled slot's logits were not finite; its token means nothing.
+    `nan_flags[i]` is 1 where the i-th sampled slot's logits were not finite; its token means nothing. `logprobs`: the
+    records (see pagewire.ipc.requests) of those tokens whose sequences want them, in the same order.
     """
 
     step_id: int
     token_ids: bytes
     nan_flags: bytes
+    logprobs: bytes = b""
 
 
 WorkerMessage = WorkerHello | WorkerProgress | WorkerLoaded | WorkerReady | WorkerFailed | StepOutput

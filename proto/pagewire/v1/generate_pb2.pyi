@@ -324,7 +324,7 @@ class SamplingParams(google.protobuf.message.Message):
     frequency_penalty: builtins.float
     """Subtracted per occurrence in the output. Default 0.0; range -2 to 2."""
     repetition_penalty: builtins.float
-    """Divides positive and multiplies negative logits of tokens in prompt or output. Default 1.0; range above 0."""
+    """Divides positive and multiplies negative logits of tokens in prompt or output. Default 1.0; range 0.01 to 100."""
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
         """Added to the logits of single tokens. Keys: token ids; values: -100 to 100."""
@@ -440,8 +440,8 @@ class OutputOptions(google.protobuf.message.Message):
     ECHO_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
     logprobs: builtins.int
-    """Number of alternatives with log probabilities per output token; 0 gives the chosen token's only. Default: no log
-    probabilities; range 0 to 20.
+    """Number of alternatives with log probabilities per output token; 0 gives the chosen token's only. They are those of
+    the model's own logits, before penalties, temperature and filters. Default: no log probabilities; range 0 to 20.
     """
     prompt_logprobs: builtins.int
     """The same for prompt tokens."""
@@ -681,7 +681,7 @@ class TokenLogprobs(google.protobuf.message.Message):
     logprob: builtins.float
     """Natural logarithm of its probability."""
     rank: builtins.int
-    """Its rank among all tokens; 1 is the most likely."""
+    """Number of tokens that are at least as likely; 1 is the most likely."""
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TopLogprob]:
         """The most likely tokens, most likely first."""

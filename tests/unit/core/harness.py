@@ -11,7 +11,7 @@ from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from tests.fakes.bare_gateway import make_submit
-from tests.fakes.step_executor import StepExecutor, WorkerDiedError
+from tests.fakes.step_executor import StepExecutor, WorkerDiedError, logprob_record
 
 GATEWAY = b"gateway1"
 
@@ -25,6 +25,7 @@ class Harness:
         self.scheduler = Scheduler(self.config, num_blocks, eos)
         self.worker = StepExecutor(self.config.block_size, num_blocks)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.logprobs: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: dict[int, Ended] = {}
         self.submits: dict[int, Submit] = {}
         self.deadly: dict[tuple[int, ...], int] = {}
@@ -54,7 +55,7 @@ class Harness:
         submit = structs.replace(submit, **(fields | changes))
         assert submit.max_tokens is not None
         max_total_tokens = submit.num_prompt_tokens + submit.max_tokens
-        running = self.scheduler.find(submit.request_id)
+        running = self.scheduler.find(submit)
         if running is None:
             self.scheduler.add(GATEWAY, submit, max_total_tokens)
             return None
@@ -117,9 +118,19 @@ class Harness:
         for stream, token in zip(streams, np.frombuffer(message.token_ids, dtype=np.int32).tolist(), strict=True):
             assert stream not in self.ended, "a token after the end"
             self.tokens[stream].append(token)
+        for stream, records in message.logprobs.items():
+            self.logprobs[stream] += records
         for ended in message.ended:
             assert ended.stream_id not in self.ended, "a stream ended twice"
             self.ended[ended.stream_id] = ended
+
+    def check_logprobs(self, stream_id: int) -> None:
+        """Assert that each token of a stream came with its log probabilities, if they were wanted."""
+        submit = self.submits[stream_id]
+        token_ids = np.frombuffer(submit.token_ids, dtype=np.int32).tolist() + self.tokens[stream_id]
+        starts = range(len(token_ids) - len(self.tokens[stream_id]), len(token_ids))
+        records = [logprob_record(token_ids[:start], submit.sampling.num_logprobs) for start in starts]
+        assert self.logprobs[stream_id] == b"".join(records)
 
     def run(self, max_steps: int = 10_000) -> None:
         """Run until nothing is left to do."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pagewire.ipc.requests import EndReason, Sampling
+from tests.fakes.bare_gateway import make_submit
 from tests.fakes.step_executor import complete
 from tests.unit.core.harness import GATEWAY, Harness
 
@@ -35,6 +36,27 @@ def test_orphan_runs_on_and_its_stream_gets_what_it_lacks() -> None:
     assert harness.tokens[1] == complete(PROMPT, 12)
 
 
+def test_orphan_that_lacks_logprobs_its_caller_wants_is_run_again() -> None:
+    harness = Harness()
+    with_logprobs = Sampling(0.0, 0, 1.0, 0.0, 0, None, 2)
+    given = complete(PROMPT, 3)
+    token_ids = np.array(PROMPT + given, dtype=np.int32).tobytes()
+    harness.add(1, PROMPT, max_tokens=12, sampling=with_logprobs, token_ids=token_ids)
+    harness.schedule()
+    harness.finish_step()
+    harness.lose_gateway()
+    harness.tokens[1], harness.logprobs[1] = given[:2], b""
+    harness.submits[1] = make_submit(1, PROMPT, max_tokens=12, sampling=with_logprobs)
+    assert harness.resume(1) is None
+    harness.run()
+    assert harness.tokens[1] == complete(PROMPT, 12)
+    harness.tokens[1], harness.submits[1] = (
+        harness.tokens[1][2:],
+        make_submit(1, PROMPT + given[:2], sampling=with_logprobs),
+    )
+    harness.check_logprobs(1)
+
+
 def test_orphan_that_ended_is_told_whole() -> None:
     harness = running()
     harness.lose_gateway()
@@ -45,7 +67,7 @@ def test_orphan_that_ended_is_told_whole() -> None:
     harness.collect()
     assert harness.tokens[1] == complete(PROMPT, 12)
     assert harness.ended[1].reason is EndReason.LENGTH
-    assert harness.scheduler.find("r1") is None
+    assert harness.scheduler.find(harness.submits[1]) is None
 
 
 def test_orphans_end_with_the_grace_and_free_their_blocks() -> None:
@@ -57,7 +79,7 @@ def test_orphans_end_with_the_grace_and_free_their_blocks() -> None:
     assert not harness.scheduler.has_sequences
     harness.run()
     assert harness.scheduler.load.num_free_blocks == 64
-    assert harness.scheduler.find("r1") is None
+    assert harness.scheduler.find(harness.submits[1]) is None
 
 
 @pytest.mark.parametrize("config", [{"orphan_grace_s": 0.0}, {"max_orphans": 0}, {"max_orphan_tokens": 5}])
@@ -73,7 +95,7 @@ def test_orphan_whose_deadline_passes_is_not_gone_on_with() -> None:
     harness.schedule()
     harness.lose_gateway()
     harness.scheduler.expire(6.0)
-    assert harness.scheduler.find("r1") is None
+    assert harness.scheduler.find(harness.submits[1]) is None
     assert harness.resume(1, deadline_s=None) is None
     harness.run()
     assert harness.tokens[1] == complete(PROMPT, 12)
@@ -121,4 +143,4 @@ def test_gateway_that_took_its_leave_leaves_no_orphans() -> None:
     harness = running()
     harness.scheduler.abort_gateway(GATEWAY)
     assert not harness.scheduler.has_sequences
-    assert harness.scheduler.find("r1") is None
+    assert harness.scheduler.find(harness.submits[1]) is None

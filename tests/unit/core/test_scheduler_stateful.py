@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pagewire.ipc.requests import EndReason
+from pagewire.ipc.requests import EndReason, Sampling
 from tests.fakes.step_executor import VOCAB, complete
 from tests.unit.core.harness import Harness
 
@@ -58,8 +58,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops=st.sets(st.integers(0, VOCAB - 1), max_size=6),
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "x"]),
+        num_logprobs=st.sampled_from([None, 0, 2]),
     )
-    def arrive(self, prompt: list[int], max_tokens: int, stops: set[int], priority: int, salt: str) -> None:
+    def arrive(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        stops: set[int],
+        priority: int,
+        salt: str,
+        num_logprobs: int | None,
+    ) -> None:
         stream = len(self.expected)
         tokens = complete(prompt, max_tokens, frozenset(stops))
         reason = EndReason.STOP if tokens[-1] in stops else EndReason.LENGTH
@@ -71,6 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop_token_ids=tuple(stops),
             priority=priority,
             cache_salt=salt,
+            sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs),
         )
 
     @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), data=st.data())
@@ -151,6 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish_everything(self) -> None:
         self.harness.run()
         for stream, (tokens, reason) in self.expected.items():
+            self.harness.check_logprobs(stream)
             if stream in self.cancelled | self.unlucky:
                 assert self.harness.tokens[stream] == tokens[: len(self.harness.tokens[stream])]
                 continue
@@ -177,5 +188,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=150, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pagewire.ipc.requests import Limits, ModelInfo, Sampling
+from pagewire.ipc.requests import Limits, ModelInfo, Penalties, Sampling
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.conversion import to_generation
 from scheduler_service.gateway.exceptions import (
@@ -90,8 +90,10 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling": {"presence_penalty": 2.5}}, "sampling.presence_penalty", "must be -2 to 2"),
     ({"sampling": {"presence_penalty": NAN}}, "sampling.presence_penalty", "is nan"),
     ({"sampling": {"frequency_penalty": -2.5}}, "sampling.frequency_penalty", "must be -2 to 2"),
-    ({"sampling": {"repetition_penalty": 0.0}}, "sampling.repetition_penalty", "above 0"),
-    ({"sampling": {"repetition_penalty": INF}}, "sampling.repetition_penalty", "finite"),
+    ({"sampling": {"repetition_penalty": 0.0}}, "sampling.repetition_penalty", "must be 0.01 to 100"),
+    ({"sampling": {"repetition_penalty": INF}}, "sampling.repetition_penalty", "is inf"),
+    ({"sampling": {"repetition_penalty": NAN}}, "sampling.repetition_penalty", "is nan"),
+    ({"output": {"logprobs": 21}}, "output.logprobs", "is 21, must be 0 to 20"),
     ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens", "is 0"),
     ({"stopping": {"max_tokens": 64}}, "stopping.max_tokens", "is 64, and with 2 prompt tokens more than the 64"),
     ({"stopping": {"max_tokens": 4, "min_tokens": 5}}, "stopping.min_tokens", "is 5, must be at most the 4"),
@@ -131,13 +133,9 @@ def test_conversion_refuses(prompts: PromptReader, fields: dict[str, Any], field
 
 NOT_SERVED: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"n": 2}}, "sampling.n"),
-    ({"sampling": {"presence_penalty": 0.5}}, "sampling.presence_penalty"),
-    ({"sampling": {"frequency_penalty": -0.5}}, "sampling.frequency_penalty"),
-    ({"sampling": {"repetition_penalty": 1.1}}, "sampling.repetition_penalty"),
     ({"sampling": {"logit_bias": {1: 2.0}}}, "sampling.logit_bias"),
     ({"sampling": {"allowed_token_ids": [1]}}, "sampling.allowed_token_ids"),
     ({"sampling": {"bad_words": ["x"]}}, "sampling.bad_words"),
-    ({"output": {"logprobs": 0}}, "output.logprobs"),
     ({"output": {"prompt_logprobs": 1}}, "output.prompt_logprobs"),
     ({"output": {"echo": True}}, "output.echo"),
     ({"constraint": {"regex": "a*"}}, "constraint"),
@@ -153,8 +151,16 @@ def test_conversion_refuses_what_is_not_served_yet(prompts: PromptReader, fields
 
 
 def test_conversion_takes_neutral_values_of_what_is_not_served(prompts: PromptReader) -> None:
-    neutral = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
-    convert(prompts, sampling=neutral, output={"echo": False})
+    convert(prompts, sampling={"n": 1}, output={"echo": False})
+
+
+def test_conversion_hands_on_penalties_and_logprobs(prompts: PromptReader) -> None:
+    neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+    assert convert(prompts, sampling=neutral).sampling.penalties is None
+    some = {"presence_penalty": 0.5, "repetition_penalty": 1.25}
+    sampling = convert(prompts, sampling=some, output={"logprobs": 0}).sampling
+    assert (sampling.penalties, sampling.num_logprobs) == (Penalties(1.25, 0.0, 0.5), 0)
+    assert convert(prompts, output={"logprobs": 20}).sampling.num_logprobs == 20
 
 
 def test_conversion_fills_in_defaults(prompts: PromptReader) -> None:

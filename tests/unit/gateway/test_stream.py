@@ -1,14 +1,16 @@
 """Does a stream give every token once, with its text, and end as it should, however tokens pool?"""
 
 import asyncio
+import struct
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.ipc.requests import Ended, EndReason, Sampling
+from pagewire.ipc.requests import Ended, EndReason, Sampling, logprob_record_bytes
 from scheduler_service.gateway.exceptions import (
     DeadlinePassedError,
     EngineUnavailableError,
@@ -16,6 +18,7 @@ from scheduler_service.gateway.exceptions import (
     SequenceFailedError,
 )
 from scheduler_service.gateway.generation import Generation, int32_array
+from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.stream import Finish, Output, Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 from tests.fakes.tiny_model import EOS, byte_level_ids, byte_level_tokenizer
@@ -94,6 +97,40 @@ def test_stream_wakes_its_waiting_reader() -> None:
         return await reader
 
     assert asyncio.run(read()).text == "x"
+
+
+def test_stream_gives_each_token_its_logprobs() -> None:
+    ids = byte_level_ids(b"abcd")
+    stream = stream_of(sampling=replace_sampling(num_logprobs=1), received_ids=int32_array(ids[:1]))
+    records = [record(rank, ids[rank]) for rank in range(1, 4)]
+    for token_id, wanted in zip(ids[1:], records, strict=True):
+        stream.push(token_id)
+        stream.push_logprobs(wanted)
+        if token_id == ids[1]:
+            assert take(stream).logprobs == wanted
+    assert take(stream).logprobs == b"".join(records[1:])
+    messages = list(to_protos(ids[2:], b"".join(records[1:]), 1))
+    assert [(m.token_id, m.rank, m.logprob, m.top[0].token_id, len(m.top)) for m in messages] == [
+        (ids[2], 2, -2.0, ids[2], 1),
+        (ids[3], 3, -3.0, ids[3], 1),
+    ]
+
+
+def test_stream_gives_no_logprobs_of_tokens_after_a_stop_text() -> None:
+    stream = stream_of(sampling=replace_sampling(num_logprobs=1), stop_texts=("b",))
+    for rank, token_id in enumerate(byte_level_ids(b"abc"), start=1):
+        stream.push(token_id)
+        stream.push_logprobs(record(rank, token_id))
+    stream.look_for_stop()
+    assert len(take(stream).logprobs) == 2 * logprob_record_bytes(1)
+
+
+def record(rank: int, token_id: int) -> bytes:
+    return struct.pack("<ifif", rank, -float(rank), token_id, -0.5)
+
+
+def replace_sampling(**changes: object) -> Sampling:
+    return msgspec.structs.replace(PLAIN.sampling, **changes)
 
 
 def test_stream_holds_half_a_character_but_not_its_token() -> None:

@@ -255,7 +255,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_header(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_headers_never_raise_anything_else(
     small_gguf: bytes, data: st.DataObject, tmp_path_factory: Any

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.input_batch import InputBatch, StepBatchError
 from gpu_worker.step_inputs import SlotShape, StepInputs
-from pagewire.ipc.requests import Sampling
+from pagewire.ipc.requests import Penalties, Sampling
 from pagewire.ipc.steps import AddedSequence, StepBatch
 
 CPU = torch.device("cpu")
@@ -144,6 +144,8 @@ class SlotMachine(RuleBasedStateMachine):
             data.draw(st.sampled_from([0.25, 1.0])),
             data.draw(st.sampled_from([0.0, 0.125])),
             data.draw(st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+            data.draw(st.sampled_from([None, Penalties(1.5, 0.0, 0.0), Penalties(1.0, 0.25, -0.5)])),
+            data.draw(st.sampled_from([None, 0, 3])),
         )
         self.sequences[slot] = Sequence(list(tokens), num_prompt, num_computed, sampling, list(blocks))
         return added(slot, tokens, blocks, num_prompt, num_computed, sampling)
@@ -198,6 +200,16 @@ class SlotMachine(RuleBasedStateMachine):
         assert inputs.sampled_rows.tolist() == sampled_rows
         sampling = inputs.sampling
         assert sampling.temperature.tolist() == [s.sampling.temperature for s in wanted]
+        penalties = [(row, s) for row, s in enumerate(wanted) if s.sampling.penalties is not None]
+        assert inputs.penalties.rows.tolist() == [row for row, _ in penalties]
+        assert [self.sequences[slot] for slot in inputs.penalties.slots] == [s for _, s in penalties]
+        assert inputs.penalties.num_prompt.tolist() == [s.num_prompt for _, s in penalties]
+        assert inputs.penalties.num_tokens.tolist() == [len(s.tokens) for _, s in penalties]
+        factors = zip(inputs.penalties.repetition, inputs.penalties.frequency, inputs.penalties.presence, strict=True)
+        assert [Penalties(*map(float, each)) for each in factors] == [s.sampling.penalties for _, s in penalties]
+        logprobs = [(row, s.sampling.num_logprobs) for row, s in enumerate(wanted)]
+        logprobs = [(row, count) for row, count in logprobs if count is not None]
+        assert list(zip(inputs.logprobs.rows, inputs.logprobs.num_logprobs, strict=True)) == logprobs
         assert sampling.top_k.tolist() == [s.sampling.top_k for s in wanted]
         assert sampling.top_p.tolist() == [s.sampling.top_p for s in wanted]
         assert sampling.min_p.tolist() == [s.sampling.min_p for s in wanted]
@@ -206,7 +218,7 @@ class SlotMachine(RuleBasedStateMachine):
 
 
 TestSlotMachine = SlotMachine.TestCase
-TestSlotMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestSlotMachine.settings = settings(max_examples=60, stateful_step_count=20)
 
 
 def new_batch() -> Slots:

@@ -1,0 +1,68 @@
+"""What transformers gives under penalties, with log probabilities, for checks of whole models."""
+
+import struct
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pagewire.ipc.requests import Penalties, Sampling, logprob_record_bytes
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A greedy continuation, and for each token the log probabilities of all tokens before penalties."""
+
+    token_ids: list[int]
+    logprobs: list[torch.Tensor]
+
+
+def complete(model: PreTrainedModel, prompt: list[int], num_tokens: int, penalties: Penalties | None) -> Expected:
+    """The most likely continuation after penalties, token by token without a cache."""
+    penalties = penalties or Penalties(1.0, 0.0, 0.0)
+    token_ids, logprobs = list(prompt), []
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            inputs = torch.tensor([token_ids], device=model.device)
+            logits = model(inputs, use_cache=False).logits[0, -1].double().cpu()
+            logprobs.append(logits.log_softmax(dim=-1))
+            for token in set(token_ids):
+                logits[token] *= penalties.repetition if logits[token] < 0 else 1 / penalties.repetition
+            for token, count in Counter(token_ids[len(prompt) :]).items():
+                logits[token] -= penalties.frequency * count + penalties.presence
+            token_ids.append(int(logits.argmax()))
+    return Expected(token_ids[len(prompt) :], logprobs)
+
+
+def greedy(penalties: Penalties | None, num_logprobs: int | None) -> Sampling:
+    return Sampling(0.0, 0, 1.0, 0.0, 0, penalties, num_logprobs)
+
+
+MIXED = [
+    greedy(None, None),
+    greedy(Penalties(1.3, 0.0, 0.0), None),
+    greedy(None, 0),
+    greedy(Penalties(1.0, 0.4, 0.6), 3),
+    greedy(Penalties(0.9, -0.3, 0.2), 20),
+]
+"""Sequences of all kinds, to run side by side."""
+
+
+def check_records(records: bytes, num_logprobs: int | None, expected: Expected) -> None:
+    """Assert that each token came with the log probabilities that it should."""
+    if num_logprobs is None:
+        assert records == b""
+        return
+    size = logprob_record_bytes(num_logprobs)
+    assert len(records) == size * len(expected.token_ids)
+    for index, (token, logprobs) in enumerate(zip(expected.token_ids, expected.logprobs, strict=True)):
+        (rank, logprob), *top = struct.iter_unpack("<if", records[index * size : (index + 1) * size])
+        assert logprob == pytest.approx(logprobs[token].item(), abs=TOLERANCE)
+        assert rank == int((logprobs >= logprobs[token]).sum())
+        wanted, wanted_ids = logprobs.topk(num_logprobs)
+        assert [value for _, value in top] == pytest.approx(wanted.tolist(), abs=TOLERANCE)
+        assert [other for other, _ in top] == wanted_ids.tolist()

@@ -20,13 +20,17 @@ def run_streams(
 
     def run(number: int) -> Completion:
         texts = []
-        with client.stream(GOLDEN[number]["prompt_ids"][:_MAX_PROMPT_TOKENS], _params(number)) as stream:
+        params = _params(number)
+        with client.stream(GOLDEN[number]["prompt_ids"][:_MAX_PROMPT_TOKENS], params) as stream:
             for chunk in stream:
                 texts.append(chunk.text)
                 if number == 0 and len(texts) in kill_at:
                     kill()
         assert stream.completion is not None
         assert "".join(texts) == stream.completion.text
+        choice = stream.completion.choices[0]
+        with_logprobs = [logprobs.token_id for logprobs in choice.logprobs]
+        assert with_logprobs == ([] if params.logprobs is None else list(choice.token_ids))
         return stream.completion
 
     with ThreadPoolExecutor(_NUM_STREAMS) as threads:

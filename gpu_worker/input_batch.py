@@ -18,6 +18,7 @@ from gpu_worker.logprobs import LogprobBatch
 from gpu_worker.penalties import NO_PENALTIES, PenaltyBatch
 from gpu_worker.sampler import SamplingBatch
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
+from gpu_worker.token_rules import RuledRow, SlotRules
 from pagewire.ipc.steps import AddedSequence, StepBatch
 
 
@@ -52,10 +53,12 @@ class InputBatch:
         )
         self._penalties = np.zeros((num_slots, len(NO_PENALTIES)), dtype=np.float32)
         self._num_logprobs = np.zeros(num_slots, dtype=np.int64)
+        self._rules: dict[int, SlotRules] = {}
 
     def clear(self) -> None:
         """Forget every slot."""
         self._used[:] = False
+        self._rules.clear()
 
     def apply(self, batch: StepBatch) -> StepInputs:
         """Take over a step batch's changes, and move its sequences to where they are once the step is done.
@@ -81,6 +84,8 @@ class InputBatch:
     def _remove(self, slots: IntArray) -> None:
         self._require(self._are_used(slots), "removed slots that are not in use")
         self._used[slots] = False
+        for slot in slots.tolist():
+            self._rules.pop(slot, None)
 
     def _add(self, sequence: AddedSequence, new_tokens: "_WriteList", new_blocks: "_WriteList") -> None:
         slot, shape = sequence.slot, self._shape
@@ -109,6 +114,9 @@ class InputBatch:
         penalties, num_logprobs = sequence.sampling.penalties, sequence.sampling.num_logprobs
         self._penalties[slot] = NO_PENALTIES if penalties is None else msgspec.structs.astuple(penalties)
         self._num_logprobs[slot] = -1 if num_logprobs is None else num_logprobs
+        rules = SlotRules.of(sequence.sampling.rules, sequence.end_token_ids, sequence.min_tokens)
+        if rules is not None:
+            self._rules[slot] = rules
 
     def _append_blocks(self, slots: IntArray, blocks: IntArray, new_blocks: "_WriteList") -> None:
         """Append blocks[j] to the table of slots[j]; a slot may come several times."""
@@ -161,12 +169,23 @@ class InputBatch:
             sampled_rows=(query_start[1:][sampled] - 1).astype(np.int64),
             drawn_places=drawing * shape.width + self._num_tokens[drawing],
             sampling=sampling,
+            rules=self._rules_of(drawing),
             penalties=self._penalties_of(drawing),
             logprobs=self._logprobs_of(drawing),
             num_decodes=int((counts == 1).sum()),
             max_query_len=int(counts.max(initial=0)),
             max_seq_len=int(seq_lens.max(initial=0)),
         )
+
+    def _rules_of(self, drawing: IntArray) -> list[RuledRow]:
+        """Of the slots that draw those with rules."""
+        if not self._rules:
+            return []
+        return [
+            RuledRow(row, slot, int(self._num_prompt[slot]), int(self._num_tokens[slot]), self._rules[slot])
+            for row, slot in enumerate(drawing.tolist())
+            if slot in self._rules
+        ]
 
     def _penalties_of(self, drawing: IntArray) -> PenaltyBatch:
         """Of the slots that draw those with penalties."""

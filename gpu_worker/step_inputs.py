@@ -8,6 +8,7 @@ import numpy.typing as npt
 from gpu_worker.logprobs import LogprobBatch
 from gpu_worker.penalties import PenaltyBatch
 from gpu_worker.sampler import SamplingBatch
+from gpu_worker.token_rules import RuledRow
 
 IntArray = npt.NDArray[np.int64]
 
@@ -60,7 +61,7 @@ class StepInputs:
     token_places                    [num_tokens] int64, where each input token is among all slots' token ids
     sampled_rows                    [num_sampled] int64, rows whose logits are wanted
     drawn_places                    [num_sampled] int64, where each drawn token goes among all slots' token ids
-    sampling, penalties, logprobs   of the sampled rows
+    sampling, rules, penalties, logprobs    of the sampled rows
     """
 
     new_tokens: Writes
@@ -75,6 +76,7 @@ class StepInputs:
     sampled_rows: IntArray
     drawn_places: IntArray
     sampling: SamplingBatch
+    rules: list[RuledRow]
     penalties: PenaltyBatch
     logprobs: LogprobBatch
     num_decodes: int
@@ -83,5 +85,5 @@ class StepInputs:
 
     @property
     def is_shaped(self) -> bool:
-        """Whether some row has penalties or wants log probabilities."""
-        return len(self.penalties) > 0 or len(self.logprobs) > 0
+        """Whether some row has rules or penalties, or wants log probabilities."""
+        return bool(self.rules) or len(self.penalties) > 0 or len(self.logprobs) > 0

@@ -149,6 +149,7 @@ def _sampling(params: SamplingParams) -> generate_pb2.SamplingParams:
         logit_bias=params.logit_bias,
         allowed_token_ids=params.allowed_token_ids,
         bad_words=params.bad_words,
+        banned_token_ids=params.banned_token_ids,
     )
 
 

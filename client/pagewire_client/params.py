@@ -54,6 +54,9 @@ class SamplingParams:
     seed            the same seed and prompt give the same tokens
     n               completions per prompt
     max_tokens      most output tokens; default: what fits the model's length
+    logit_bias      added to the logits of single tokens, by token id
+    allowed_token_ids, banned_token_ids     which tokens may be produced; default: all
+    bad_words       texts that must not appear in the output
     min_tokens      fewest output tokens before a stop condition counts
     stop            text or texts that end the completion and are cut from it
     stop_token_ids  further token ids that end it
@@ -77,6 +80,7 @@ class SamplingParams:
     repetition_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] = ()
+    banned_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -100,7 +104,7 @@ class SamplingParams:
         for name in _REAL:
             if (value := getattr(self, name)) is not None:
                 check_real(value, name)
-        for name in ("allowed_token_ids", "stop_token_ids"):
+        for name in ("allowed_token_ids", "banned_token_ids", "stop_token_ids"):
             check_token_ids(getattr(self, name), name)
         check_texts([self.stop] if isinstance(self.stop, str) else self.stop, "stop")
         check_texts(self.bad_words, "bad_words")

@@ -1,4 +1,4 @@
-"""How is a step drawn some of whose rows have penalties, or want log probabilities?
+"""How is a step drawn some of whose rows have token rules or penalties, or want log probabilities?
 
 Operation by operation, outside any graph: steps without such rows pay nothing for it.
 """
@@ -14,6 +14,7 @@ from gpu_worker.parallel import VocabPart
 from gpu_worker.penalties import apply_penalties
 from gpu_worker.sampler import on_device_of
 from gpu_worker.step_inputs import StepInputs
+from gpu_worker.token_rules import apply_rules
 
 Choose = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Draws from logits of the whole vocabulary, [num_sampled, vocab]: see Sampler.sample."""
@@ -32,7 +33,7 @@ class ShapedDraw:
 def draw_shaped(
     logits: torch.Tensor, inputs: StepInputs, slots: DeviceSlots, vocab: VocabPart, choose: Choose
 ) -> ShapedDraw:
-    """Draw after penalties, and look up log probabilities without them.
+    """Draw after rules and penalties, and look up log probabilities without them.
 
     Args:
         logits: [num_sampled, this rank's token ids] float32; may be changed. Rows of padding may follow.
@@ -40,6 +41,7 @@ def draw_shaped(
     logits = vocab.gather(logits)
     wanted = on_device_of(logits, inputs.logprobs.rows)
     unshaped = logits.index_select(0, wanted)
+    apply_rules(logits, inputs.rules, slots.tokens_by_slot)
     apply_penalties(logits, inputs.penalties, slots.tokens_by_slot)
     token_ids, finite = choose(logits)
     token_ids = vocab.parallel.broadcast(token_ids)

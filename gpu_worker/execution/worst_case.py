@@ -25,6 +25,7 @@ NO_INPUTS = StepInputs(
     sampled_rows=_NO_INTS,
     drawn_places=_NO_INTS,
     sampling=SamplingBatch(*(np.empty(0, dtype=dtype) for dtype in ("f4", "i8", "f4", "f4", "i8", "i8"))),
+    rules=[],
     penalties=PenaltyBatch(*(np.empty(0, dtype=dtype) for dtype in ("i8", "i8", "i8", "i8", "f4", "f4", "f4"))),
     logprobs=LogprobBatch(_NO_INTS, _NO_INTS),
     num_decodes=0,
@@ -66,6 +67,7 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
             seeds=np.zeros(num_seqs, dtype=np.int64),
             positions=np.zeros(num_seqs, dtype=np.int64),
         ),
+        rules=[],
         penalties=PenaltyBatch(
             rows=np.arange(num_seqs),
             slots=np.arange(num_seqs),

@@ -20,6 +20,7 @@ class StepPlan:
 
     def add_sequence(self, sequence: Sequence, slot: int, num_computed: int) -> None:
         """The sequence takes a slot with the blocks it has now."""
+        min_tokens = sequence.min_total_tokens - sequence.num_prompt_tokens
         self.added.append(
             AddedSequence(
                 slot=slot,
@@ -29,6 +30,8 @@ class StepPlan:
                 num_computed_tokens=num_computed,
                 block_ids=_to_bytes(sequence.block_ids),
                 sampling=sequence.sampling,
+                min_tokens=min_tokens,
+                end_token_ids=_to_bytes(sorted(sequence.stop_token_ids)) if min_tokens else b"",
             )
         )
 

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.token_rules import to_token_rules
 
 
 async def to_generation(
@@ -43,6 +46,7 @@ async def to_generation(
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
     priority = validation.check_priority(request.priority)
+    rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
     if len(received_ids) > max_tokens:
@@ -51,7 +55,7 @@ async def to_generation(
         request_id=request_id,
         prompt_ids=int32_array(prompt_ids),
         received_ids=int32_array(received_ids),
-        sampling=sampling,
+        sampling=msgspec.structs.replace(sampling, rules=rules) if rules else sampling,
         max_tokens=max_tokens,
         min_tokens=_min_tokens(stopping, max_tokens),
         stop_token_ids=stop_token_ids,

@@ -34,9 +34,6 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
         raise InvalidArgumentError("sampling.n", f"is {sampling.n}, must be 1 to {_MAX_COMPLETIONS}")
     asked_for = {
         "sampling.n": sampling.n > 1,
-        "sampling.logit_bias": bool(sampling.logit_bias),
-        "sampling.allowed_token_ids": bool(sampling.allowed_token_ids),
-        "sampling.bad_words": bool(sampling.bad_words),
         "output.prompt_logprobs": output.HasField("prompt_logprobs"),
         "output.echo": output.echo,
         "constraint": request.HasField("constraint"),

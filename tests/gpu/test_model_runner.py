@@ -135,12 +135,12 @@ def test_draws_depend_neither_on_the_batch_nor_on_graphs(checkpoint: Checkpoint,
 
 @pytest.mark.parametrize("enforce_eager", [False, True])
 def test_penalties_and_logprobs_are_those_of_transformers(checkpoint: Checkpoint, enforce_eager: bool) -> None:
-    prompts = checkpoint.prompts[:15]
+    prompts = checkpoint.prompts[:16]
     samplings = [MIXED[index % len(MIXED)] for index in range(len(prompts))]
     harness = run_prompts(
         checkpoint.folder, prompts, 24, samplings, 2000, 16, 64, device="cuda", enforce_eager=enforce_eager
     )
     for stream, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
-        expected = complete(checkpoint.model, prompt, 24, sampling.penalties)
+        expected = complete(checkpoint.model, prompt, 24, sampling)
         assert harness.tokens[stream] == expected.token_ids
         check_records(harness.logprobs[stream], sampling.num_logprobs, expected)

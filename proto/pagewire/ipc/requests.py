@@ -31,6 +31,18 @@ class Penalties(msgspec.Struct, frozen=True, array_like=True, gc=False):
     presence: float
 
 
+class TokenRules(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which tokens may be drawn, before penalties: of the allowed ones (none: of all) those that are not banned, after
+    `biases` (float32) are added to the logits of `bias_ids`. The last token of a bad word is not drawn where the
+    others end the output. Ids are int32, each named once."""
+
+    allowed_ids: bytes = b""
+    banned_ids: bytes = b""
+    bias_ids: bytes = b""
+    biases: bytes = b""
+    bad_words: tuple[bytes, ...] = ()
+
+
 class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How the next token is chosen, and what is told about the choice. Ranges are checked by the gateway.
 
@@ -45,6 +57,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seed: int
     penalties: Penalties | None = None
     num_logprobs: int | None = None
+    rules: TokenRules | None = None
 
 
 def logprob_record_bytes(num_logprobs: int) -> int:

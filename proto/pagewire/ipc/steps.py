@@ -99,7 +99,8 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `token_ids` are all its tokens, prompt then output; `num_computed_tokens` of them are already in its blocks
     (prefix cache). `block_ids` is its block table so far. The random number of output position i depends on
-    (sampling.seed, i), i counted from the end of the prompt.
+    (sampling.seed, i), i counted from the end of the prompt. None of `end_token_ids` is drawn among the first
+    `min_tokens` output tokens.
     """
 
     slot: int
@@ -109,6 +110,8 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     num_computed_tokens: int
     block_ids: bytes
     sampling: Sampling
+    min_tokens: int = 0
+    end_token_ids: bytes = b""
 
 
 class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):

@@ -305,6 +305,7 @@ class SamplingParams(google.protobuf.message.Message):
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
     ALLOWED_TOKEN_IDS_FIELD_NUMBER: builtins.int
     BAD_WORDS_FIELD_NUMBER: builtins.int
+    BANNED_TOKEN_IDS_FIELD_NUMBER: builtins.int
     temperature: builtins.float
     """Divides the logits; 0 picks the most likely token. Default 1.0; range 0 to 100."""
     top_k: builtins.int
@@ -327,7 +328,7 @@ class SamplingParams(google.protobuf.message.Message):
     """Divides positive and multiplies negative logits of tokens in prompt or output. Default 1.0; range 0.01 to 100."""
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]:
-        """Added to the logits of single tokens. Keys: token ids; values: -100 to 100."""
+        """Added to the logits of single tokens. Keys: token ids, at most 1,024; values: -100 to 100."""
 
     @property
     def allowed_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -335,7 +336,13 @@ class SamplingParams(google.protobuf.message.Message):
 
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Texts that must not appear in the output."""
+        """Texts that must not appear in the output, as the tokenizer writes them, with and without a space before them. At
+        most 64, each of 1 to 1,024 characters.
+        """
+
+    @property
+    def banned_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """These tokens may not be produced."""
 
     def __init__(
         self,
@@ -352,9 +359,10 @@ class SamplingParams(google.protobuf.message.Message):
         logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
         allowed_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         bad_words: collections.abc.Iterable[builtins.str] | None = ...,
+        banned_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_words", b"bad_words", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "allowed_token_ids", b"allowed_token_ids", "bad_words", b"bad_words", "banned_token_ids", b"banned_token_ids", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_frequency_penalty", b"_frequency_penalty"]) -> typing.Literal["frequency_penalty"] | None: ...
     @typing.overload
@@ -391,8 +399,8 @@ class StopConditions(google.protobuf.message.Message):
     max_tokens: builtins.int
     """Most tokens to produce. Unit: tokens; default: what fits the model's length; range 1 and up."""
     min_tokens: builtins.int
-    """Fewest tokens before a stop condition counts: the next token is the first that may end the completion. Unit:
-    tokens; default 0.
+    """Fewest tokens before a stop condition counts: the next token is the first that may end the completion. Until then
+    no token is produced that would end it. Unit: tokens; default 0.
     """
     ignore_eos: builtins.bool
     """Goes on past the model's end-of-sequence tokens. Default: false."""

@@ -21,6 +21,7 @@ FULL = SamplingParams(
     logit_bias={7: 1.5},
     allowed_token_ids=[1, 2],
     bad_words=["no"],
+    banned_token_ids=[8],
     max_tokens=9,
     min_tokens=1,
     stop=["END", "STOP"],

@@ -21,7 +21,7 @@ from scheduler_service.gateway.exceptions import (
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.served_model import ServedModel, read_served_model
-from tests.fakes.tiny_model import write_tiny_model
+from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
 
 VOCAB = 300
 MODEL = ModelInfo("tiny", VOCAB, 64, (257,))
@@ -93,6 +93,16 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling": {"repetition_penalty": 0.0}}, "sampling.repetition_penalty", "must be 0.01 to 100"),
     ({"sampling": {"repetition_penalty": INF}}, "sampling.repetition_penalty", "is inf"),
     ({"sampling": {"repetition_penalty": NAN}}, "sampling.repetition_penalty", "is nan"),
+    ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, "sampling.logit_bias[0]", "is 300"),
+    ({"sampling": {"logit_bias": {7: 100.5}}}, "sampling.logit_bias[7]", "is 100.5, must be -100 to 100"),
+    ({"sampling": {"logit_bias": {7: NAN}}}, "sampling.logit_bias[7]", "is nan"),
+    ({"sampling": {"logit_bias": dict.fromkeys(range(1025), 1.0)}}, "sampling.logit_bias", "has 1025 tokens"),
+    ({"sampling": {"allowed_token_ids": [1, VOCAB]}}, "sampling.allowed_token_ids[1]", "is 300"),
+    ({"sampling": {"banned_token_ids": [VOCAB]}}, "sampling.banned_token_ids[0]", "is 300"),
+    ({"sampling": {"banned_token_ids": range(VOCAB)}}, "sampling.banned_token_ids", "leaves no token"),
+    ({"sampling": {"allowed_token_ids": [1], "banned_token_ids": [1, 2]}}, "sampling.banned_token_ids", "leaves no"),
+    ({"sampling": {"bad_words": ["x"] * 65}}, "sampling.bad_words", "has 65 texts"),
+    ({"sampling": {"bad_words": ["x", ""]}}, "sampling.bad_words[1]", "has 0 characters"),
     ({"output": {"logprobs": 21}}, "output.logprobs", "is 21, must be 0 to 20"),
     ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens", "is 0"),
     ({"stopping": {"max_tokens": 64}}, "stopping.max_tokens", "is 64, and with 2 prompt tokens more than the 64"),
@@ -133,9 +143,6 @@ def test_conversion_refuses(prompts: PromptReader, fields: dict[str, Any], field
 
 NOT_SERVED: list[tuple[dict[str, Any], str]] = [
     ({"sampling": {"n": 2}}, "sampling.n"),
-    ({"sampling": {"logit_bias": {1: 2.0}}}, "sampling.logit_bias"),
-    ({"sampling": {"allowed_token_ids": [1]}}, "sampling.allowed_token_ids"),
-    ({"sampling": {"bad_words": ["x"]}}, "sampling.bad_words"),
     ({"output": {"prompt_logprobs": 1}}, "output.prompt_logprobs"),
     ({"output": {"echo": True}}, "output.echo"),
     ({"constraint": {"regex": "a*"}}, "constraint"),
@@ -161,6 +168,24 @@ def test_conversion_hands_on_penalties_and_logprobs(prompts: PromptReader) -> No
     sampling = convert(prompts, sampling=some, output={"logprobs": 0}).sampling
     assert (sampling.penalties, sampling.num_logprobs) == (Penalties(1.25, 0.0, 0.5), 0)
     assert convert(prompts, output={"logprobs": 20}).sampling.num_logprobs == 20
+
+
+def test_conversion_hands_on_token_rules(prompts: PromptReader) -> None:
+    assert convert(prompts).sampling.rules is None
+    sampling = {
+        "logit_bias": {7: 1.5, 9: -100.0},
+        "allowed_token_ids": [3, 7, 3, 9],
+        "banned_token_ids": [9],
+        "bad_words": ["ab", " ab", "c"],
+    }
+    rules = convert(prompts, sampling=sampling).sampling.rules
+    assert rules is not None
+    biases = zip(memoryview(rules.bias_ids).cast("i"), memoryview(rules.biases).cast("f"), strict=True)
+    assert dict(biases) == {7: 1.5, 9: -100.0}
+    assert list(memoryview(rules.allowed_ids).cast("i")) == [3, 7, 9]
+    assert list(memoryview(rules.banned_ids).cast("i")) == [9]
+    words = [list(memoryview(word).cast("i")) for word in rules.bad_words]
+    assert words == [byte_level_ids(text) for text in (b"ab", b" ab", b"c", b" c")]
 
 
 def test_conversion_fills_in_defaults(prompts: PromptReader) -> None:

@@ -2,13 +2,15 @@
 
 import struct
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pagewire.ipc.requests import Penalties, Sampling, logprob_record_bytes
+from pagewire.ipc.requests import Penalties, Sampling, TokenRules, logprob_record_bytes
 
 TOLERANCE = 1e-4
 
@@ -21,15 +23,23 @@ class Expected:
     logprobs: list[torch.Tensor]
 
 
-def complete(model: PreTrainedModel, prompt: list[int], num_tokens: int, penalties: Penalties | None) -> Expected:
-    """The most likely continuation after penalties, token by token without a cache."""
-    penalties = penalties or Penalties(1.0, 0.0, 0.0)
+def complete(model: PreTrainedModel, prompt: list[int], num_tokens: int, sampling: Sampling) -> Expected:
+    """The most likely continuation after token rules and penalties, token by token without a cache."""
+    penalties = sampling.penalties or Penalties(1.0, 0.0, 0.0)
+    rules = sampling.rules or TokenRules()
     token_ids, logprobs = list(prompt), []
     with torch.inference_mode():
         for _ in range(num_tokens):
             inputs = torch.tensor([token_ids], device=model.device)
             logits = model(inputs, use_cache=False).logits[0, -1].double().cpu()
             logprobs.append(logits.log_softmax(dim=-1))
+            allowed = set(_ints(rules.allowed_ids) or range(len(logits))) - set(_ints(rules.banned_ids))
+            for *head, last in map(_ints, rules.bad_words):
+                if token_ids[len(prompt) :][-len(head) :] == head:
+                    allowed.discard(last)
+            for token, bias in zip(_ints(rules.bias_ids), np.frombuffer(rules.biases, dtype="<f4"), strict=True):
+                logits[token] += float(bias)
+            logits[[token for token in range(len(logits)) if token not in allowed]] = -float("inf")
             for token in set(token_ids):
                 logits[token] *= penalties.repetition if logits[token] < 0 else 1 / penalties.repetition
             for token, count in Counter(token_ids[len(prompt) :]).items():
@@ -38,8 +48,16 @@ def complete(model: PreTrainedModel, prompt: list[int], num_tokens: int, penalti
     return Expected(token_ids[len(prompt) :], logprobs)
 
 
-def greedy(penalties: Penalties | None, num_logprobs: int | None) -> Sampling:
-    return Sampling(0.0, 0, 1.0, 0.0, 0, penalties, num_logprobs)
+def _ints(data: bytes) -> list[int]:
+    return np.frombuffer(data, dtype="<i4").tolist()
+
+
+def _bytes(numbers: Iterable[int]) -> bytes:
+    return np.array(list(numbers), dtype="<i4").tobytes()
+
+
+def greedy(penalties: Penalties | None, num_logprobs: int | None, rules: TokenRules | None = None) -> Sampling:
+    return Sampling(0.0, 0, 1.0, 0.0, 0, penalties, num_logprobs, rules)
 
 
 MIXED = [
@@ -48,6 +66,9 @@ MIXED = [
     greedy(None, 0),
     greedy(Penalties(1.0, 0.4, 0.6), 3),
     greedy(Penalties(0.9, -0.3, 0.2), 20),
+    greedy(Penalties(1.2, 0.1, 0.0), 2, TokenRules(allowed_ids=_bytes(range(0, 32, 3)), banned_ids=_bytes([9, 21]))),
+    greedy(None, None, TokenRules(_bytes([]), _bytes([4]), _bytes([2, 5]), np.array([6, -9], dtype="<f4").tobytes())),
+    greedy(None, 1, TokenRules(bad_words=tuple(_bytes([a, b]) for a in range(32) for b in (2, 3, 5, 7, 11)))),
 ]
 """Sequences of all kinds, to run side by side."""
 

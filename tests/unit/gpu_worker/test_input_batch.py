@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.input_batch import InputBatch, StepBatchError
 from gpu_worker.step_inputs import SlotShape, StepInputs
-from pagewire.ipc.requests import Penalties, Sampling
+from pagewire.ipc.requests import Penalties, Sampling, TokenRules
 from pagewire.ipc.steps import AddedSequence, StepBatch
 
 CPU = torch.device("cpu")
@@ -146,6 +146,7 @@ class SlotMachine(RuleBasedStateMachine):
             data.draw(st.sampled_from([0, 1, 2**63, 2**64 - 1])),
             data.draw(st.sampled_from([None, Penalties(1.5, 0.0, 0.0), Penalties(1.0, 0.25, -0.5)])),
             data.draw(st.sampled_from([None, 0, 3])),
+            data.draw(st.sampled_from([None, TokenRules(banned_ids=int_bytes([5]))])),
         )
         self.sequences[slot] = Sequence(list(tokens), num_prompt, num_computed, sampling, list(blocks))
         return added(slot, tokens, blocks, num_prompt, num_computed, sampling)
@@ -207,6 +208,11 @@ class SlotMachine(RuleBasedStateMachine):
         assert inputs.penalties.num_tokens.tolist() == [len(s.tokens) for _, s in penalties]
         factors = zip(inputs.penalties.repetition, inputs.penalties.frequency, inputs.penalties.presence, strict=True)
         assert [Penalties(*map(float, each)) for each in factors] == [s.sampling.penalties for _, s in penalties]
+        rules = [(row, s) for row, s in enumerate(wanted) if s.sampling.rules is not None]
+        assert [(ruled.row, self.sequences[ruled.slot]) for ruled in inputs.rules] == rules
+        assert [(ruled.num_prompt, ruled.num_tokens) for ruled in inputs.rules] == [
+            (s.num_prompt, len(s.tokens)) for _, s in rules
+        ]
         logprobs = [(row, s.sampling.num_logprobs) for row, s in enumerate(wanted)]
         logprobs = [(row, count) for row, count in logprobs if count is not None]
         assert list(zip(inputs.logprobs.rows, inputs.logprobs.num_logprobs, strict=True)) == logprobs

@@ -8,12 +8,15 @@ import pytest
 from pagewire.ipc.requests import Penalties, Sampling
 from tests.unit.core.harness import Harness
 from tests.unit.gpu_worker.launched_steps import run_prompts
-from tests.unit.gpu_worker.shaped_cases import MIXED, check_records, complete
+from tests.unit.gpu_worker.shaped_cases import MIXED, check_records, complete, greedy
 from tests.unit.gpu_worker.tiny_checkpoint import VOCAB, write_checkpoint
 
 NUM_TOKENS = 20
 GENERATOR = random.Random(5)
-PROMPTS = [[GENERATOR.randrange(VOCAB) for _ in range(length)] for length in (1, 3, 8, 17, 40, 6, 21, 2, 9, 33)]
+PROMPTS = [
+    [GENERATOR.randrange(VOCAB) for _ in range(length)]
+    for length in (1, 3, 8, 17, 40, 6, 21, 2, 9, 33, 5, 12, 7, 19, 4, 11)
+]
 SAMPLINGS = [MIXED[index % len(MIXED)] for index in range(len(PROMPTS))]
 
 
@@ -27,11 +30,11 @@ def test_tokens_and_logprobs_are_those_of_transformers(tmp_path: Path) -> None:
     harness = run(tmp_path, PROMPTS, SAMPLINGS)
     changed = 0
     for stream, (prompt, sampling) in enumerate(zip(PROMPTS, SAMPLINGS, strict=True)):
-        expected = complete(model, prompt, NUM_TOKENS, sampling.penalties)
+        expected = complete(model, prompt, NUM_TOKENS, sampling)
         assert harness.tokens[stream] == expected.token_ids
         check_records(harness.logprobs[stream], sampling.num_logprobs, expected)
-        changed += expected.token_ids != complete(model, prompt, NUM_TOKENS, None).token_ids
-    assert changed >= 3
+        changed += expected.token_ids != complete(model, prompt, NUM_TOKENS, greedy(None, None)).token_ids
+    assert changed >= 6
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Which sequences hold a slot and blocks: how they get them, grow, and give them back."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 
 import numpy as np
 
@@ -30,6 +32,7 @@ class RunningSet:
         self._config = config
         self._requeue = requeue
         self._hasher = BlockHasher(config.block_size)
+        self._promised: Counter[bytes] = Counter()
         self._running: list[Sequence] = []
         self._leaving: list[Sequence] = []
         self._slots: IntArray | None = None
@@ -47,13 +50,16 @@ class RunningSet:
         return self._slots
 
     def admit(self, sequence: Sequence) -> int | None:
-        """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it.
+        """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it, or if running
+        sequences soon offer most of what it would have to compute.
 
         One block per running sequence stays in reserve, so that a newcomer does not push out those it joins.
         """
         if self.table.num_free == 0:
             return None
         shared = self._match_prefix(sequence)
+        if self._is_mostly_promised(sequence, len(shared)):
+            return None
         num_new = -(-len(sequence.token_ids) // self._config.block_size) - len(shared)
         available = self.blocks.num_available - self.blocks.num_idle_among(shared)
         if num_new + len(self._running) > available:
@@ -68,6 +74,8 @@ class RunningSet:
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = min(num_computed, sequence.num_prompt_tokens)
         sequence.slot = slot = self.table.take(sequence, num_computed, len(shared))
+        sequence.promised_hashes = sequence.block_hashes[len(shared) :]
+        self._promised.update(sequence.promised_hashes)
         sequence.move_to(Status.RUNNING)
         insort(self._running, sequence, key=_order)
         self._slots = None
@@ -99,6 +107,7 @@ class RunningSet:
         assert self._running[position] is sequence
         del self._running[position]
         self._slots = None
+        self._settle_promises(sequence)
         self._leaving.append(sequence)
         self.release_left()
 
@@ -145,6 +154,7 @@ class RunningSet:
             for index in range(self.table.num_cached[slot], count):
                 self.blocks.cache.insert(sequence.block_ids[index], sequence.block_hashes[index])
             self.table.num_cached[slot] = count
+            self._settle_promises(sequence)
 
     def withdraw_shared(self, sequence: Sequence) -> None:
         """A sequence got no finite logits: offer nobody the cached blocks it read, unless it had finite ones from them.
@@ -186,6 +196,8 @@ class RunningSet:
         assert self._running == sorted(self._running, key=_order)
         assert all(self.table.num_blocks[sequence.slot] == len(sequence.block_ids) for sequence in holding)
         assert all(self.table.in_flight[sequence.slot] > 0 for sequence in self._leaving)
+        assert self._promised == Counter(h for sequence in holding for h in sequence.promised_hashes)
+        assert all(self._promised.values()), "a promise that nobody made is kept"
 
     def _match_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest known prefix that leaves at least one token to compute."""
@@ -194,6 +206,25 @@ class RunningSet:
         num_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
         self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, num_blocks)
         return self.blocks.cache.match(sequence.block_hashes[:num_blocks])
+
+    def _is_mostly_promised(self, sequence: Sequence, num_shared: int) -> bool:
+        """Whether running sequences compute at least half of what this one has to, and will offer it for sharing.
+
+        Then it pays to wait: of requests that come together with one prompt, or a long common beginning, the first
+        computes it for all. They draw next, or have chunks to compute that take all of the step's tokens meanwhile.
+        """
+        missing = sequence.block_hashes[num_shared:]
+        num_promised = sum(1 for _ in takewhile(self._promised.__contains__, missing))
+        num_left = len(sequence.token_ids) - num_shared * self._config.block_size
+        return num_promised > 0 and 2 * num_promised * self._config.block_size >= num_left
+
+    def _settle_promises(self, sequence: Sequence) -> None:
+        """The sequence has drawn, or leaves before it did: nobody need wait for its blocks any longer."""
+        for content_hash in sequence.promised_hashes:
+            self._promised[content_hash] -= 1
+            if not self._promised[content_hash]:
+                del self._promised[content_hash]
+        sequence.promised_hashes = []
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

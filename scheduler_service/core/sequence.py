@@ -43,7 +43,8 @@ class Sequence:
     block_ids:  | full, hashed ... | full or partial | room |
                 0     len(block_hashes) counts hashes known, computed from token_ids
 
-    When it last got a slot it had num_admitted_tokens tokens, and num_shared_blocks blocks came from the prefix cache.
+    When it last got a slot it had num_admitted_tokens tokens, and num_shared_blocks blocks came from the prefix cache;
+    until it first draws, promised_hashes are those of the full blocks that it will then offer for sharing.
 
     If log probabilities are wanted, `logprobs` has a record for each token drawn here: for the last ones of token_ids,
     from num_given_tokens on.
@@ -69,6 +70,7 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_admitted_tokens: int = 0
     num_shared_blocks: int = 0
+    promised_hashes: list[bytes] = field(default_factory=list)
     num_given_tokens: int = 0
     logprobs: bytearray = field(default_factory=bytearray)
     is_over: bool = False

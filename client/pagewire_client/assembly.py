@@ -44,14 +44,17 @@ class Assembly:
         Args:
             request: the one that began it.
         """
-        if self.accepted is None or self._outputs.keys() - {0}:
+        if self.accepted is None:
             return None if self.has_output else request
-        received = self._outputs.get(0, _Output()).token_ids
         again = generate_pb2.GenerateRequest()
         again.CopyFrom(request)
         again.resume.request_id = self.accepted.request_id
         again.resume.seed = self.accepted.seed
-        again.resume.received_token_ids.extend(received)
+        for index, output in self._outputs.items():
+            if request.sampling.n > 1:
+                again.resume.choices.add(index=index, received_token_ids=output.token_ids)
+            else:
+                again.resume.received_token_ids.extend(output.token_ids)
         return again
 
     def cut_off(self) -> RequestError:
@@ -75,19 +78,19 @@ class Assembly:
             request_id=accepted.request_id,
             seed=accepted.seed,
             model=accepted.model,
-            choices=tuple(self._choice(index, finished) for index in sorted(self._outputs.keys() | {0})),
+            choices=tuple(self._choice(choice.index, choice) for choice in finished.choices)
+            or (self._choice(0, finished),),
             usage=Usage(usage.num_prompt_tokens, usage.num_cached_tokens, usage.num_output_tokens),
         )
 
-    def _choice(self, index: int, finished: generate_pb2.Finished) -> Choice:
+    def _choice(self, index: int, finished: generate_pb2.Finished | generate_pb2.ChoiceFinished) -> Choice:
         output = self._outputs.get(index, _Output())
-        reasons = {choice.index: choice.reason for choice in finished.choices}
         matched = finished.WhichOneof("matched")
         return Choice(
             index=index,
             text="".join(output.texts),
             token_ids=tuple(output.token_ids),
-            finish_reason=conversion.finish_reason(reasons.get(index, finished.reason)),
+            finish_reason=conversion.finish_reason(finished.reason),
             matched=getattr(finished, matched) if matched else None,
             logprobs=tuple(output.logprobs),
         )

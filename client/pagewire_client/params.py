@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from pagewire_client.checks import (
@@ -114,11 +114,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Where a stream was cut off: `Accepted` of the original stream and all token ids received from it."""
+    """Where a stream was cut off: `Accepted` of the original stream and all token ids received from it; with n above 1
+    those of each choice, by its index, in `choices` instead."""
 
     request_id: str
     seed: int
-    received_token_ids: Sequence[int]
+    received_token_ids: Sequence[int] = ()
+    choices: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 class RequestOptions(TypedDict, total=False):

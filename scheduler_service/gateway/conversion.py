@@ -1,5 +1,6 @@
-"""How does a Generate request become a Generation? Every field is checked; nothing is ignored."""
+"""How does a Generate request become Generations? Every field is checked; nothing is ignored."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -8,21 +9,22 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
+from scheduler_service.gateway.choices import check_num_choices, id_of_choice, received_by_choice, sampling_of_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.token_rules import to_token_rules
 
 
-async def to_generation(
+async def to_generations(
     request: generate_pb2.GenerateRequest,
     *,
     prompts: PromptReader,
     model: ModelInfo,
     limits: Limits,
     time_remaining_s: float | None,
-) -> Generation:
-    """Check a request and gather all it asks for.
+) -> list[Generation]:
+    """Check a request and gather all it asks for: one generation for each of its choices.
 
     Args:
         request: as it arrived, its model name checked already.
@@ -41,20 +43,20 @@ async def to_generation(
     sampling = validation.check_sampling(
         request.sampling, num_logprobs, model.vocab_size, request.resume.seed if is_resumed else None
     )
-    received_ids = request.resume.received_token_ids
-    validation.check_token_ids(received_ids, model.vocab_size, "resume.received_token_ids")
+    num_choices = check_num_choices(request.sampling)
+    received = received_by_choice(request.resume, num_choices, model.vocab_size)
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
     priority = validation.check_priority(request.priority)
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
-    if len(received_ids) > max_tokens:
+    if max(map(len, received)) > max_tokens:
         raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")
-    return Generation(
+    first = Generation(
         request_id=request_id,
         prompt_ids=int32_array(prompt_ids),
-        received_ids=int32_array(received_ids),
+        received_ids=int32_array(received[0]),
         sampling=msgspec.structs.replace(sampling, rules=rules) if rules else sampling,
         max_tokens=max_tokens,
         min_tokens=_min_tokens(stopping, max_tokens),
@@ -71,6 +73,15 @@ async def to_generation(
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
     )
+    return [
+        dataclasses.replace(
+            first,
+            request_id=id_of_choice(request_id, index),
+            sampling=sampling_of_choice(first.sampling, index),
+            received_ids=int32_array(received_ids),
+        )
+        for index, received_ids in enumerate(received)
+    ]
 
 
 async def _prompt_ids(request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo) -> Sequence[int]:

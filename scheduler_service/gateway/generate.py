@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from pagewire.v1 import generate_pb2
-from scheduler_service.gateway.conversion import to_generation
+from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import Context
 from scheduler_service.gateway.logprobs import to_protos
@@ -14,6 +16,8 @@ from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.stream import Finish, Output, Stream
 
 logger = logging.getLogger(__name__)
+
+Write = Callable[[generate_pb2.GenerateResponse], Awaitable[object]]
 
 
 async def answer_generate(
@@ -31,40 +35,59 @@ async def answer_generate(
     """
     started_s = time.monotonic()
     model, limits = scheduler.ready_engine()
-    generation = await to_generation(
+    generations = await to_generations(
         request, prompts=prompts, model=model, limits=limits, time_remaining_s=context.time_remaining()
     )
-    stream = scheduler.open(generation)
+    streams: list[Stream] = []
     outcome = "failed"
     try:
-        await context.write(_accepted(generation, model_name))
-        outcome = await _relay(stream, context)
+        streams += map(scheduler.open, generations)
+        await context.write(_accepted(generations[0], model_name))
+        finished = _finished(streams, await _relay_all(streams, context.write))
+        await context.write(generate_pb2.GenerateResponse(finished=finished))
+        outcome = generate_pb2.FinishReason.Name(finished.reason)
     except asyncio.CancelledError:
         outcome = "cancelled"
         raise
     finally:
-        scheduler.close(stream)
+        for stream in streams:
+            scheduler.close(stream)
         logger.info(
             "generate ended request_id=%s outcome=%s num_prompt_tokens=%d num_output_tokens=%d seconds=%.3f",
-            generation.request_id,
+            generations[0].request_id,
             outcome,
-            len(generation.prompt_ids),
-            stream.num_output_tokens,
+            len(generations[0].prompt_ids),
+            sum(stream.num_output_tokens for stream in streams),
             time.monotonic() - started_s,
         )
 
 
-async def _relay(stream: Stream, context: Context) -> str:
-    """Write what the stream gives until it ends. Returns the end's name for the log."""
-    generation = stream.generation
+async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
+    """Write what all streams give until they end; the first that fails ends all."""
+    if len(streams) == 1:
+        return [await _relay(streams[0], 0, write)]
+    turn = asyncio.Lock()
+
+    async def write_in_turn(response: generate_pb2.GenerateResponse) -> None:
+        async with turn:
+            await write(response)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_relay(stream, i, write_in_turn)) for i, stream in enumerate(streams)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _relay(stream: Stream, index: int, write: Write) -> Finish:
+    """Write what one stream gives, as the output of this choice, until it ends."""
     while True:
         output = await stream.next()
         if output.token_ids or output.text:
-            await context.write(generate_pb2.GenerateResponse(delta=_delta(output, generation)))
+            await write(generate_pb2.GenerateResponse(delta=_delta(output, index, stream.generation)))
         if output.finish is not None:
-            finished = _finished(stream, output.finish)
-            await context.write(generate_pb2.GenerateResponse(finished=finished))
-            return generate_pb2.FinishReason.Name(finished.reason)
+            return output.finish
 
 
 def _accepted(generation: Generation, model_name: str) -> generate_pb2.GenerateResponse:
@@ -78,25 +101,29 @@ def _accepted(generation: Generation, model_name: str) -> generate_pb2.GenerateR
     )
 
 
-def _delta(output: Output, generation: Generation) -> generate_pb2.Delta:
+def _delta(output: Output, index: int, generation: Generation) -> generate_pb2.Delta:
     text = output.text if generation.sends_text else ""
     num_logprobs = generation.sampling.num_logprobs
     if num_logprobs is None:
-        return generate_pb2.Delta(token_ids=output.token_ids, text=text)
+        return generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text)
     logprobs = to_protos(output.token_ids, output.logprobs, num_logprobs)
-    return generate_pb2.Delta(token_ids=output.token_ids, text=text, logprobs=logprobs)
+    return generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text, logprobs=logprobs)
 
 
-def _finished(stream: Stream, finish: Finish) -> generate_pb2.Finished:
+def _finished(streams: Sequence[Stream], finishes: Sequence[Finish]) -> generate_pb2.Finished:
     usage = generate_pb2.Usage(
-        num_prompt_tokens=len(stream.generation.prompt_ids),
-        num_cached_tokens=finish.num_cached_tokens,
-        num_output_tokens=stream.num_output_tokens,
+        num_prompt_tokens=len(streams[0].generation.prompt_ids),
+        num_cached_tokens=finishes[0].num_cached_tokens,
+        num_output_tokens=sum(stream.num_output_tokens for stream in streams),
     )
+    choices = [generate_pb2.ChoiceFinished(index=index, **_end(finish)) for index, finish in enumerate(finishes)]
+    return generate_pb2.Finished(usage=usage, choices=choices if len(choices) > 1 else (), **_end(finishes[0]))
+
+
+def _end(finish: Finish) -> dict[str, Any]:
+    """Fields that say how a choice ended."""
     if finish.stop_text is not None:
-        return generate_pb2.Finished(reason=generate_pb2.FINISH_REASON_STOP, usage=usage, stop=finish.stop_text)
+        return {"reason": generate_pb2.FINISH_REASON_STOP, "stop": finish.stop_text}
     if finish.stop_token_id is not None:
-        return generate_pb2.Finished(
-            reason=generate_pb2.FINISH_REASON_STOP, usage=usage, stop_token_id=finish.stop_token_id
-        )
-    return generate_pb2.Finished(reason=generate_pb2.FINISH_REASON_LENGTH, usage=usage)
+        return {"reason": generate_pb2.FINISH_REASON_STOP, "stop_token_id": finish.stop_token_id}
+    return {"reason": generate_pb2.FINISH_REASON_LENGTH}

@@ -13,7 +13,6 @@ _MAX_PRIORITY = 1000
 _MAX_STOP_TEXTS = 16
 _MAX_STOP_TEXT_CHARS = 1024
 _MAX_STOP_TOKEN_IDS = 256
-_MAX_COMPLETIONS = 128
 _MAX_TEMPERATURE = 100.0
 _MAX_ADDITIVE_PENALTY = 2.0
 # Logits times this are finite.
@@ -29,11 +28,8 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
         InvalidArgumentError: such a field is out of its range, too.
         NotServedError: it is not.
     """
-    sampling, output = request.sampling, request.output
-    if sampling.HasField("n") and not 1 <= sampling.n <= _MAX_COMPLETIONS:
-        raise InvalidArgumentError("sampling.n", f"is {sampling.n}, must be 1 to {_MAX_COMPLETIONS}")
+    output = request.output
     asked_for = {
-        "sampling.n": sampling.n > 1,
         "output.prompt_logprobs": output.HasField("prompt_logprobs"),
         "output.echo": output.echo,
         "constraint": request.HasField("constraint"),

@@ -23,14 +23,16 @@ def run_streams(
         params = _params(number)
         with client.stream(GOLDEN[number]["prompt_ids"][:_MAX_PROMPT_TOKENS], params) as stream:
             for chunk in stream:
-                texts.append(chunk.text)
+                if chunk.index == 0:
+                    texts.append(chunk.text)
                 if number == 0 and len(texts) in kill_at:
                     kill()
         assert stream.completion is not None
         assert "".join(texts) == stream.completion.text
-        choice = stream.completion.choices[0]
-        with_logprobs = [logprobs.token_id for logprobs in choice.logprobs]
-        assert with_logprobs == ([] if params.logprobs is None else list(choice.token_ids))
+        assert len(stream.completion.choices) == (params.n or 1)
+        for choice in stream.completion.choices:
+            with_logprobs = [logprobs.token_id for logprobs in choice.logprobs]
+            assert with_logprobs == ([] if params.logprobs is None else list(choice.token_ids))
         return stream.completion
 
     with ThreadPoolExecutor(_NUM_STREAMS) as threads:
@@ -38,7 +40,7 @@ def run_streams(
 
 
 def _params(number: int) -> SamplingParams:
-    """Greedy, sampled, with stop texts that may span tokens and the kill, with penalties and log probabilities."""
+    """Greedy, sampled, with stop texts that may span tokens and the kill, with penalties, logprobs and choices."""
     stop = (".\n", " of the", ", and", "s.") if number % 4 >= 2 else ()
     temperature = 0.0 if number % 4 == 0 else 0.8
     frequency, repetition = (0.3, 1.1) if number % 3 == 0 else (0.0, 1.0)
@@ -51,4 +53,5 @@ def _params(number: int) -> SamplingParams:
         frequency_penalty=frequency,
         repetition_penalty=repetition,
         logprobs=number % 5 if number % 2 == 0 else None,
+        n=2 if number % 8 == 6 else None,
     )

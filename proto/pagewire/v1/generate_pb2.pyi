@@ -319,7 +319,7 @@ class SamplingParams(google.protobuf.message.Message):
     told in Accepted.
     """
     n: builtins.int
-    """Completions per prompt. Default 1; range 1 to 128."""
+    """Completions per prompt, each with the seed of the one before plus 1. Default 1; range 1 to 128."""
     presence_penalty: builtins.float
     """Subtracted once from the logit of every token already in the output. Default 0.0; range -2 to 2."""
     frequency_penalty: builtins.float
@@ -553,6 +553,7 @@ class Resume(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     RECEIVED_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    CHOICES_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Accepted.request_id of the original stream."""
     seed: builtins.int
@@ -561,16 +562,44 @@ class Resume(google.protobuf.message.Message):
     def received_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All token ids received so far, in order."""
 
+    @property
+    def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReceivedChoice]:
+        """With n above 1, in place of received_token_ids: those of each choice that has any."""
+
     def __init__(
         self,
         *,
         request_id: builtins.str = ...,
         seed: builtins.int = ...,
         received_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        choices: collections.abc.Iterable[global___ReceivedChoice] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["received_token_ids", b"received_token_ids", "request_id", b"request_id", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["choices", b"choices", "received_token_ids", b"received_token_ids", "request_id", b"request_id", "seed", b"seed"]) -> None: ...
 
 global___Resume = Resume
+
+@typing.final
+class ReceivedChoice(google.protobuf.message.Message):
+    """What was received of one of n completions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    RECEIVED_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    @property
+    def received_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """All its token ids so far, in order."""
+
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        received_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "received_token_ids", b"received_token_ids"]) -> None: ...
+
+global___ReceivedChoice = ReceivedChoice
 
 @typing.final
 class GenerateResponse(google.protobuf.message.Message):
@@ -738,7 +767,7 @@ class Finished(google.protobuf.message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
     CHOICES_FIELD_NUMBER: builtins.int
     reason: global___FinishReason.ValueType
-    """Why the completion ended."""
+    """Why the completion ended; with n above 1, the first."""
     stop: builtins.str
     """The stop text that was found."""
     stop_token_id: builtins.int
@@ -774,15 +803,23 @@ class ChoiceFinished(google.protobuf.message.Message):
 
     INDEX_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: builtins.int
     index: builtins.int
     reason: global___FinishReason.ValueType
+    stop: builtins.str
+    stop_token_id: builtins.int
     def __init__(
         self,
         *,
         index: builtins.int = ...,
         reason: global___FinishReason.ValueType = ...,
+        stop: builtins.str = ...,
+        stop_token_id: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "reason", b"reason"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["matched", b"matched", "stop", b"stop", "stop_token_id", b"stop_token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "matched", b"matched", "reason", b"reason", "stop", b"stop", "stop_token_id", b"stop_token_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["matched", b"matched"]) -> typing.Literal["stop", "stop_token_id"] | None: ...
 
 global___ChoiceFinished = ChoiceFinished
 

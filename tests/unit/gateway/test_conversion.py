@@ -11,7 +11,7 @@ import pytest
 
 from pagewire.ipc.requests import Limits, ModelInfo, Penalties, Sampling
 from pagewire.v1 import generate_pb2
-from scheduler_service.gateway.conversion import to_generation
+from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.exceptions import (
     InvalidArgumentError,
     NoChatTemplateError,
@@ -44,9 +44,10 @@ def convert(
 ) -> Generation:
     fields.setdefault("text", None if {"chat", "token_ids"} & fields.keys() else "hello")
     request = generate_pb2.GenerateRequest(**{name: value for name, value in fields.items() if value is not None})
-    return asyncio.run(
-        to_generation(request, prompts=prompts, model=MODEL, limits=limits, time_remaining_s=time_remaining_s)
+    (generation,) = asyncio.run(
+        to_generations(request, prompts=prompts, model=MODEL, limits=limits, time_remaining_s=time_remaining_s)
     )
+    return generation
 
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
@@ -142,7 +143,6 @@ def test_conversion_refuses(prompts: PromptReader, fields: dict[str, Any], field
 
 
 NOT_SERVED: list[tuple[dict[str, Any], str]] = [
-    ({"sampling": {"n": 2}}, "sampling.n"),
     ({"output": {"prompt_logprobs": 1}}, "output.prompt_logprobs"),
     ({"output": {"echo": True}}, "output.echo"),
     ({"constraint": {"regex": "a*"}}, "constraint"),

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gpu_worker.logprobs import LogprobBatch
-from gpu_worker.penalties import NO_PENALTIES, PenaltyBatch
-from gpu_worker.sampler import SamplingBatch
+from gpu_worker.sampling.logprobs import LogprobBatch
+from gpu_worker.sampling.penalties import NO_PENALTIES, PenaltyBatch
+from gpu_worker.sampling.sampler import SamplingBatch
+from gpu_worker.sampling.token_rules import RuledRow, SlotRules
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
-from gpu_worker.token_rules import RuledRow, SlotRules
 from pagewire.ipc.steps import AddedSequence, StepBatch
 
 

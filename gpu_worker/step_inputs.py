@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpu_worker.logprobs import LogprobBatch
-from gpu_worker.penalties import PenaltyBatch
-from gpu_worker.sampler import SamplingBatch
-from gpu_worker.token_rules import RuledRow
+from gpu_worker.sampling.logprobs import LogprobBatch
+from gpu_worker.sampling.penalties import PenaltyBatch
+from gpu_worker.sampling.sampler import SamplingBatch
+from gpu_worker.sampling.token_rules import RuledRow
 
 IntArray = npt.NDArray[np.int64]
 

@@ -35,9 +35,9 @@ from gpu_worker.execution.worst_case import NO_INPUTS, worst_case
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kv_cache import CacheShape
-from gpu_worker.logprobs import to_records
 from gpu_worker.models.decoder import DecoderModel
-from gpu_worker.parallel_sampler import pack_draws, unpack_draws
+from gpu_worker.sampling.logprobs import to_records
+from gpu_worker.sampling.parallel_sampler import pack_draws, unpack_draws
 from gpu_worker.step_inputs import SlotShape, StepInputs
 
 logger = logging.getLogger(__name__)

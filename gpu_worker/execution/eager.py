@@ -15,10 +15,10 @@ from gpu_worker.execution.shaped_draw import draw_shaped
 from gpu_worker.execution.worst_case import worst_case
 from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kv_cache import CacheShape
-from gpu_worker.logprobs import to_records
 from gpu_worker.models.decoder import DecoderModel
-from gpu_worker.parallel_sampler import ParallelSampler
-from gpu_worker.sampler import Sampler
+from gpu_worker.sampling.logprobs import to_records
+from gpu_worker.sampling.parallel_sampler import ParallelSampler
+from gpu_worker.sampling.sampler import Sampler
 from gpu_worker.step_inputs import SlotShape, StepInputs
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from gpu_worker.execution.device_slots import DeviceSlots
-from gpu_worker.logprobs import find_logprobs
 from gpu_worker.parallel import VocabPart
-from gpu_worker.penalties import apply_penalties
-from gpu_worker.sampler import on_device_of
+from gpu_worker.sampling.logprobs import find_logprobs
+from gpu_worker.sampling.penalties import apply_penalties
+from gpu_worker.sampling.sampler import on_device_of
+from gpu_worker.sampling.token_rules import apply_rules
 from gpu_worker.step_inputs import StepInputs
-from gpu_worker.token_rules import apply_rules
 
 Choose = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Draws from logits of the whole vocabulary, [num_sampled, vocab]: see Sampler.sample."""

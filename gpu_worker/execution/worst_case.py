@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from gpu_worker.logprobs import LogprobBatch
-from gpu_worker.penalties import PenaltyBatch
-from gpu_worker.sampler import SamplingBatch
+from gpu_worker.sampling.logprobs import LogprobBatch
+from gpu_worker.sampling.penalties import PenaltyBatch
+from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
 
 # Some: the memory that they take is of no account.

@@ -34,7 +34,7 @@ _CHOOSE_WARPS = 8
 
 @dataclass(frozen=True, slots=True)
 class DeviceSampling:
-    """Sampling parameters on the device, [num_sampled] each; see gpu_worker.sampler.SamplingBatch.
+    """Sampling parameters on the device, [num_sampled] each; see gpu_worker.sampling.sampler.SamplingBatch.
 
     temperature, top_p, min_p: float32; top_k: int32; seeds, positions: int64.
     """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_worker.logprobs import find_logprobs, to_records
+from gpu_worker.sampling.logprobs import find_logprobs, to_records
 from pagewire.ipc.requests import logprob_record_bytes
 
 

@@ -8,8 +8,8 @@ from gpu_worker.kernels.cpu import CpuKernels
 from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.parallel import VocabPart
-from gpu_worker.parallel_sampler import ParallelSampler, pack_draws, unpack_draws
-from gpu_worker.sampler import Sampler, SamplingBatch
+from gpu_worker.sampling.parallel_sampler import ParallelSampler, pack_draws, unpack_draws
+from gpu_worker.sampling.sampler import Sampler, SamplingBatch
 from tests.unit.gpu_worker.native_kernels import native
 from tests.unit.gpu_worker.thread_ranks import ThreadGroup, run_ranks
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from gpu_worker.penalties import PenaltyBatch, apply_penalties
+from gpu_worker.sampling.penalties import PenaltyBatch, apply_penalties
 
 VOCAB, WIDTH = 13, 9
 

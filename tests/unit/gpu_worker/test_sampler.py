@@ -8,7 +8,7 @@ import torch
 from gpu_worker.kernels.cpu import CpuKernels
 from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kernels.reference import ReferenceKernels, gumbel_noise
-from gpu_worker.sampler import Sampler, SamplingBatch
+from gpu_worker.sampling.sampler import Sampler, SamplingBatch
 from tests.unit.gpu_worker.native_kernels import native
 
 

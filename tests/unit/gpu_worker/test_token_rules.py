@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_worker.token_rules import RuledRow, SlotRules, apply_rules
+from gpu_worker.sampling.token_rules import RuledRow, SlotRules, apply_rules
 from pagewire.ipc.requests import TokenRules
 
 VOCAB, WIDTH, NUM_SLOTS = 11, 8, 5

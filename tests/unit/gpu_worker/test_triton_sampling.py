@@ -8,8 +8,8 @@ import tests.unit.gpu_worker.triton_cases as cases
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.kernels.triton_sampling import DeviceSampling, best_of_part, sample
 from gpu_worker.parallel import split_vocab
-from gpu_worker.parallel_sampler import pack_draws, unpack_draws
-from gpu_worker.sampler import Sampler, SamplingBatch
+from gpu_worker.sampling.parallel_sampler import pack_draws, unpack_draws
+from gpu_worker.sampling.sampler import Sampler, SamplingBatch
 
 # (temperature, top_k, top_p, min_p). The last ones keep more tokens than are gathered at once.
 ROWS = [

@@ -15,7 +15,7 @@ import torch
 
 from gpu_worker.kernels.interface import Kernels
 from gpu_worker.parallel import VocabPart
-from gpu_worker.sampler import Sampler, SamplingBatch, on_device_of
+from gpu_worker.sampling.sampler import Sampler, SamplingBatch, on_device_of
 
 _LOW_BITS = 0x7FFFFFFF
 _NOT_FINITE = 2**63 - 1

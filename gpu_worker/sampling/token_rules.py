@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_worker.sampler import on_device_of
+from gpu_worker.sampling.sampler import on_device_of
 from pagewire.ipc.requests import TokenRules
 
 _BANNED = -1e30

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_worker.sampler import on_device_of
+from gpu_worker.sampling.sampler import on_device_of
 
 NO_PENALTIES = (1.0, 0.0, 0.0)
 """Repetition, frequency and presence penalty that change nothing."""

@@ -1,4 +1,4 @@
-"""The long form of the chaos suite: python -m tests.chaos --kills 30 --streams 64 --victims worker,scheduler,gateway
+"""The long form of the chaos suite: python -m tests.chaos --kills 30 --streams 64
 
 Prints a line for each disturbance and a table at the end, and ends with status 1 if a stream was not intact or
 anything was left over.
@@ -8,7 +8,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler_service.supervisor.demo_model import fetch_demo
-from tests.chaos.run import Event, Plan, Result, run_chaos
+from tests.chaos.run import MOMENTS, Event, Plan, Result, run_chaos
 from tests.chaos.service import VICTIMS
 
 
@@ -26,7 +26,15 @@ def main() -> int:
     console = Console()
     cache = Path.home() / ".cache" / "pagewire"
     cache.mkdir(parents=True, exist_ok=True)
-    plan = Plan(options.kills, options.streams, options.max_tokens, options.victims, options.gateways, options.seed)
+    plan = Plan(
+        options.kills,
+        options.streams,
+        options.max_tokens,
+        options.victims,
+        options.gateways,
+        options.seed,
+        options.moments,
+    )
     with tempfile.TemporaryDirectory(prefix="pagewire-chaos-") as folder:
         model = fetch_demo(cache, Path(folder) / "download", lambda stage, done, total: None)
         result = run_chaos(
@@ -79,17 +87,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
     parser.add_argument("--log-level", default="error", help="of the service")
-    parser.add_argument(
-        "--victims", type=_victims, default=tuple(VICTIMS), help=f"comma-separated, of {', '.join(VICTIMS)}"
-    )
+    _add_choice(parser, "--victims", VICTIMS)
+    _add_choice(parser, "--moments", MOMENTS)
     return parser.parse_args()
 
 
-def _victims(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not set(names) <= VICTIMS.keys():
-        raise argparse.ArgumentTypeError(f"must be some of {', '.join(VICTIMS)}")
-    return names
+def _add_choice(parser: argparse.ArgumentParser, flag: str, names: Mapping[str, object]) -> None:
+    def chosen(text: str) -> tuple[str, ...]:
+        if not set(text.split(",")) <= names.keys():
+            raise argparse.ArgumentTypeError(f"must be some of {', '.join(names)}")
+        return tuple(text.split(","))
+
+    help_text = f"comma-separated, of {', '.join(names)}; default: all"
+    parser.add_argument(flag, type=chosen, default=tuple(names), help=help_text)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _PAIRS = ("worker+scheduler", "scheduler+gateway", "gateway+gateway", "gateway+w
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much chaos. Each wave of streams sees every moment once, the prefill first."""
+    """How much chaos. Each wave of streams sees every moment once: its prefill, then the others in any order."""
 
     num_kills: int
     num_streams: int
@@ -43,11 +43,12 @@ class Plan:
     victims: tuple[str, ...]
     num_gateways: int = 2
     seed: int = 0
+    moments: tuple[str, ...] = tuple(MOMENTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One disturbance. `recovery_s`: from the last death until every open stream got past the place, or ended."""
+    """One disturbance. `recovery_s`: from the last death until every open stream had another token, or had ended."""
 
     victim: str
     moment: str
@@ -112,7 +113,7 @@ class _Chaos:
         scene = Scene(self._service, wave, self._random)
         try:
             self._disturb(scene, PREFILL, moments.during_prefill)
-            for name in self._random.sample(list(MOMENTS), len(MOMENTS)):
+            for name in self._random.sample(self._plan.moments, len(self._plan.moments)):
                 if wave.is_over or self._result.num_kills >= self._plan.num_kills:
                     break
                 self._disturb(scene, name, MOMENTS[name])
@@ -134,13 +135,16 @@ class _Chaos:
         start_s = time.monotonic()
         time.sleep(SETTLE_S)
         since = scene.wave.counts()
-        wait_until(
-            lambda: scene.wave.went_on(since, _TOKENS_BETWEEN),
-            _STREAM_LIMIT_S,
-            f"streams hang: {victim} died, {name}; {scene.wave.counts()} tokens after {since}",
-        )
+        self._wait_until_streams_go_on(scene.wave, since, 1, f"{victim}, {name}")
         self._result.events.append(Event(victim, name, len(killed), time.monotonic() - start_s))
         self._on_event(self._result)
+        self._wait_until_streams_go_on(scene.wave, since, _TOKENS_BETWEEN, f"{victim}, {name}")
+
+    def _wait_until_streams_go_on(
+        self, wave: Wave, since: Sequence[int | None], num_tokens: int, what_died: str
+    ) -> None:
+        hang = f"streams hang, after {what_died}: they had {since} tokens"
+        wait_until(lambda: wave.went_on(since, num_tokens), _STREAM_LIMIT_S, hang)
 
     def _kinds(self, moment: str) -> list[str]:
         """What dies at such a moment."""

@@ -12,10 +12,11 @@ pytestmark = pytest.mark.model
 
 def test_streams_are_intact_whatever_dies(demo_model: Path, tmp_path: Path) -> None:
     plan = Plan(
-        num_kills=6,
+        num_kills=8,
         num_streams=16,
         max_tokens=48,
         victims=tuple(VICTIMS),
+        seed=26,
         moments=("after a result", "two at once", "successor starts", "streams come back"),
     )
     result = run_chaos(demo_model, tmp_path, plan, "--log-level", "error")

@@ -22,7 +22,7 @@ from tests.chaos.service import VICTIMS
 
 def main() -> int:
     """Run it; gives the exit status."""
-    options = _parse()
+    options, service_flags = _parse()
     console = Console()
     cache = Path.home() / ".cache" / "pagewire"
     cache.mkdir(parents=True, exist_ok=True)
@@ -37,9 +37,7 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory(prefix="pagewire-chaos-") as folder:
         model = fetch_demo(cache, Path(folder) / "download", lambda stage, done, total: None)
-        result = run_chaos(
-            model, Path(folder), plan, "--log-level", options.log_level, on_event=partial(_print_last, console, plan)
-        )
+        result = run_chaos(model, Path(folder), plan, *service_flags, on_event=partial(_print_last, console, plan))
     console.print(_table(result))
     for line in result.wrong:
         console.print(line, markup=False, highlight=False)
@@ -79,17 +77,18 @@ def _row(events: Sequence[Event]) -> list[str]:
     return [str(num_kills), str(len(times)), f"{statistics.median(times):.1f} s", f"{worst:.1f} s"]
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, allow_abbrev=False, epilog="Other flags go to the service."
+    )
     parser.add_argument("--kills", type=int, default=30, help="at least so many")
     parser.add_argument("--streams", type=int, default=64, help="open at once")
     parser.add_argument("--max-tokens", type=int, default=64, help="of each stream")
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
-    parser.add_argument("--log-level", default="error", help="of the service")
     _add_choice(parser, "--victims", VICTIMS)
     _add_choice(parser, "--moments", MOMENTS)
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 def _add_choice(parser: argparse.ArgumentParser, flag: str, names: Mapping[str, object]) -> None:

@@ -18,7 +18,10 @@ from tests.chaos.workload import Request, Wave, Whole, differences, make_request
 _TOKENS_BETWEEN = 4
 _STREAM_LIMIT_S = 180.0
 # One thread and small steps: on a busy machine several threads wait for each other, and a step cannot be interrupted.
-_FLAGS = ("--cpu-memory-gib", "1", "--threads", "1", "--max-num-batched-tokens", "512", "--heartbeat-timeout", "4")
+_FLAGS = (
+    *("--cpu-memory-gib", "1", "--threads", "1", "--max-num-batched-tokens", "512"),
+    *("--heartbeat-timeout", "4", "--log-level", "error"),
+)
 
 MOMENTS: dict[str, Moment] = {
     "any time": moments.at_any_time,

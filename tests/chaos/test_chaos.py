@@ -19,7 +19,7 @@ def test_streams_are_intact_whatever_dies(demo_model: Path, tmp_path: Path) -> N
         seed=26,
         moments=("after a result", "two at once", "successor starts", "streams come back"),
     )
-    result = run_chaos(demo_model, tmp_path, plan, "--log-level", "error")
+    result = run_chaos(demo_model, tmp_path, plan)
     assert result.wrong == []
     assert result.num_kills >= plan.num_kills
     assert result.num_intact == result.num_streams > 0

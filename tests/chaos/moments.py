@@ -108,11 +108,11 @@ def stopped(scene: Scene, victim: str) -> tuple[str, ...]:
 
 
 def two_at_once(scene: Scene, victims: str) -> tuple[str, ...]:
-    """Two different processes in the same instant."""
+    """Two processes in the same instant."""
     scene.sleep_up_to(0.5)
     kinds = tuple(victims.split("+"))
-    found = scene.service.processes(kinds[0]) if kinds[0] == kinds[1] else [scene.find(kind) for kind in kinds]
-    scene.service.kill(*found[:2])
+    first = scene.find(kinds[0])
+    scene.service.kill(first, scene.service.find(kinds[1], scene.random, [first]))
     return kinds
 
 

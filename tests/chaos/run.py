@@ -33,7 +33,8 @@ MOMENTS: dict[str, Moment] = {
     "streams come back": moments.while_streams_come_back,
 }
 PREFILL = "prefill"
-_PAIRS = ("worker+scheduler", "scheduler+gateway", "gateway+gateway", "gateway+worker")
+_PAIRS_OF_KINDS = ("worker+scheduler", "scheduler+gateway", "gateway+worker")
+_PAIRS = (*_PAIRS_OF_KINDS, "gateway+gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class _Chaos:
 
     def run_wave(self, requests: Sequence[Request], expected: Sequence[Whole]) -> None:
         """Run all streams, disturbed at every moment, or until there were enough kills."""
+        self._service.client.wait_until_ready(_STREAM_LIMIT_S)
         wave = Wave(requests, self._service.client)
         scene = Scene(self._service, wave, self._random)
         try:
@@ -153,7 +155,8 @@ class _Chaos:
         """What dies at such a moment."""
         if moment != "two at once":
             return list(self._plan.victims)
-        return [pair for pair in _PAIRS if set(pair.split("+")) <= set(self._plan.victims)]
+        pairs = _PAIRS if self._plan.num_gateways > 1 else _PAIRS_OF_KINDS
+        return [pair for pair in pairs if set(pair.split("+")) <= set(self._plan.victims)]
 
     def _shuffled_cycle(self, kinds: list[str]) -> Iterator[str]:
         return itertools.cycle(self._random.sample(kinds, len(kinds)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from pagewire_client import Client, LocalService
+from pagewire_client import Client, LocalService, RetryPolicy
 
 VICTIMS = {
     "worker": "gpu_worker",
@@ -17,6 +17,8 @@ VICTIMS = {
 }
 """What can be killed, and the module in its command line."""
 
+# A request that nobody has accepted is its caller's to send again, for as long as the engine takes to come back.
+_PATIENT = RetryPolicy(max_attempts=100)
 _READY_S = 180.0
 _FIND_S = 60.0
 _IDLE_S = 30.0
@@ -38,7 +40,7 @@ class ChaosService:
         )
         self._service.wait_until_ready(_READY_S)
         assert len(self._service.addresses) == num_gateways
-        self.client = Client(",".join(self._service.addresses))
+        self.client = Client(",".join(self._service.addresses), retry=_PATIENT)
 
     def processes(self, victim: str) -> list[psutil.Process]:
         """Running processes of one kind."""

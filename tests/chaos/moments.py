@@ -15,6 +15,8 @@ from tests.chaos.workload import Wave
 SETTLE_S = 0.3
 _LIMIT_S = 180.0
 _HANG_LIMIT_S = 60.0
+# The first step of a wave takes longer: it is full of prompts.
+_FIRST_STEP_S = 0.3
 _REST_S = 0.1
 _PAUSE_LIMIT_S = 2.0
 
@@ -41,10 +43,11 @@ Moment = Callable[[Scene, str], tuple[str, ...]]
 
 
 def during_prefill(scene: Scene, victim: str) -> tuple[str, ...]:
-    """Streams have been taken, and the first of them have no token yet."""
+    """Streams have been taken, and the first step, which gives none of them a token yet, is computed."""
     process = scene.find(victim)
     progress = scene.wave.progress
     wait_until(lambda: any(one.is_accepted for one in progress), _LIMIT_S, "no stream is accepted")
+    scene.sleep_up_to(_FIRST_STEP_S)
     scene.service.kill(process)
     return (victim,)
 

@@ -7,7 +7,8 @@ import pytest
 from tests.chaos.run import Plan, run_chaos
 from tests.chaos.service import VICTIMS
 
-pytestmark = pytest.mark.model
+# Half a minute on two free cores. The limit is for machines that do much else.
+pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 
 def test_streams_are_intact_whatever_dies(demo_model: Path, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ class _Chaos:
         start_s = time.monotonic()
         time.sleep(SETTLE_S)
         since = scene.wave.counts()
+        if scene.wave.is_over:
+            return
         self._wait_until_streams_go_on(scene.wave, since, 1, f"{victim}, {name}")
         self._result.events.append(Event(victim, name, len(killed), time.monotonic() - start_s))
         self._on_event(self._result)

@@ -10,12 +10,12 @@ from pagewire_client.params import RequestOptions
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 # Our own retries resume streams, so gRPC's are off; a restarted gateway is to be found again within
-# seconds, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
+# a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 3000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 )

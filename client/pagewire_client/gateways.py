@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -28,9 +28,17 @@ class Gateways(Generic[Channel]):
         stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
         self._turns = itertools.islice(itertools.cycle(stubs), random.randrange(len(stubs)), None)  # noqa: S311
 
-    def next_stub(self) -> Any:
-        """The one whose turn it is."""
-        return next(self._turns)
+    def turns(self) -> Iterator[Any]:
+        """Stubs for the attempts of one call, without end: never one twice in a row if there is another.
+
+        Calls share the turns, so without this care a call that fails together with many others could find its own
+        gateway's turn again.
+        """
+        last = None
+        while True:
+            stub = next(self._turns)
+            last = next(self._turns) if stub is last else stub
+            yield last
 
 
 def split_addresses(address: str) -> list[str]:

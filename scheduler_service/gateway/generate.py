@@ -30,6 +30,9 @@ async def answer_generate(
         RequestError: the call ends with this error's status.
     """
     started_s = time.monotonic()
+    if request.HasField("resume"):
+        # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
+        await scheduler.wait_for_engine()
     model, limits = scheduler.ready_engine()
     generation = await to_generation(
         request, prompts=prompts, model=model, limits=limits, time_remaining_s=context.time_remaining()

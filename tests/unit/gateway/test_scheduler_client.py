@@ -39,11 +39,10 @@ GENERATION = Generation(
 class Watched:
     """A client whose states can be waited for."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, recovery_timeout_s: float = 60.0) -> None:
         self._changed = asyncio.Event()
-        self.client = SchedulerClient(
-            address, "test", Tokenizer(byte_level_tokenizer(), {}), on_state_change=self._changed.set
-        )
+        tokenizer = Tokenizer(byte_level_tokenizer(), {})
+        self.client = SchedulerClient(address, "test", tokenizer, self._changed.set, recovery_timeout_s)
 
     async def until(self, state: EngineState) -> None:
         async with asyncio.timeout(20):
@@ -110,6 +109,56 @@ def test_streams_closed_together_are_aborted_by_one_message(address: str) -> Non
     with FakeScheduler(address) as scheduler:
         asyncio.run(run(scheduler))
         assert scheduler.take_all() == []
+
+
+def test_streams_closed_after_the_end_are_no_error(address: str) -> None:
+    """The calls whose streams the end of the gateway cut close them when its socket is gone."""
+    failures: list[dict[str, object]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, failure: failures.append(failure))
+        watched = Watched(address)
+        await watched.until(EngineState.READY)
+        stream = watched.client.open(GENERATION)
+        watched.client.shut_down()
+        watched.client.close(stream)
+        await asyncio.sleep(0)
+
+    with FakeScheduler(address):
+        asyncio.run(run())
+    assert failures == []
+
+
+def test_who_waits_for_the_engine_is_told_when_it_is_there_and_when_nobody_comes(address: str) -> None:
+    async def run() -> None:
+        watched = Watched(address)
+        client = watched.client
+        waiting = asyncio.create_task(client.wait_for_engine())
+        done, _ = await asyncio.wait([waiting], timeout=0.05)
+        assert not done
+        with FakeScheduler(address):
+            await waiting
+            client.ready_engine()
+        await watched.until(EngineState.UNAVAILABLE)
+        waiting = asyncio.create_task(client.wait_for_engine())
+        done, _ = await asyncio.wait([waiting], timeout=0.05)
+        assert not done
+        client.end_streams(EngineUnavailableError("given up"))
+        await waiting
+        client.shut_down()
+
+    asyncio.run(run())
+
+
+def test_waiting_for_the_engine_has_an_end(address: str) -> None:
+    async def run() -> None:
+        client = Watched(address, recovery_timeout_s=0.05).client
+        await client.wait_for_engine()
+        with pytest.raises(EngineUnavailableError, match="is starting"):
+            client.ready_engine()
+        client.shut_down()
+
+    asyncio.run(run())
 
 
 def test_stream_ids_are_not_reused_while_they_are_open(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

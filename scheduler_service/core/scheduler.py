@@ -80,9 +80,8 @@ class Scheduler:
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
-        if self._quarantine.admit(sequence.request_id):
-            self._requeue(sequence)
-        else:
+        self._requeue(sequence)
+        if not self._quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
@@ -324,6 +323,7 @@ class Scheduler:
             sequence.move_to(Status.ENDING)
         else:
             sequence.move_to(Status.ENDED)
+            self._queue_of(sequence).note_over()
 
     # ---- loss of the workers, and self-check ----------------------------------------------------------------------
 
@@ -377,8 +377,10 @@ class Scheduler:
             self._requeue(sequence)
 
     def _requeue(self, sequence: Sequence) -> None:
-        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
-        queue.push(sequence)
+        self._queue_of(sequence).push(sequence)
+
+    def _queue_of(self, sequence: Sequence) -> WaitingQueue:
+        return self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""

@@ -1,28 +1,13 @@
 """Is anything left in the scheduler of requests that are over, however they came to their end?"""
 
-import gc
-import types
 from collections.abc import Callable
 
 import pytest
 
 from scheduler_service.core.sequence import Sequence
 from scheduler_service.core.waiting_queue import WaitingQueue
+from tests.fakes.reachable import reachable
 from tests.unit.core.harness import GATEWAY, Harness
-
-_SHARED = (type, types.ModuleType, types.FunctionType, types.CodeType, types.BuiltinFunctionType)
-
-
-def reachable(root: object) -> list[object]:
-    """Every object that an object keeps alive, code apart."""
-    found: dict[int, object] = {}
-    left = [root]
-    while left:
-        item = left.pop()
-        if id(item) not in found and not isinstance(item, _SHARED):
-            found[id(item)] = item
-            left += gc.get_referents(item)
-    return list(found.values())
 
 
 def complete(harness: Harness, first: int) -> None:

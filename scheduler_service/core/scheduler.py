@@ -173,11 +173,11 @@ class Scheduler:
         assert self.can_schedule
         decodes = self._schedule_decodes()
         chunks = self._schedule_chunks(self.config.max_num_batched_tokens - len(decodes))
-        if not len(decodes) and not chunks:
-            return None
+        ones = np.ones(len(decodes), dtype=np.int32)
+        if not chunks:
+            return self._send_off(decodes, ones) if len(decodes) else None
         slots = np.array([slot for slot, _ in chunks], dtype=np.int32)
         num_tokens = np.array([count for _, count in chunks], dtype=np.int32)
-        ones = np.ones(len(decodes), dtype=np.int32)
         return self._send_off(np.concatenate((decodes, slots)), np.concatenate((ones, num_tokens)))
 
     def _schedule_decodes(self) -> IntArray:
@@ -268,7 +268,8 @@ class Scheduler:
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
-        self._running.cache_full_blocks(step.slots[step.is_sampled], step.num_computed[step.is_sampled])
+        drew = slice(None) if len(step.sampled) == len(step.slots) else step.is_sampled
+        self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._quarantine:
             self._clear_suspects(step)
         self._append_tokens(step.sampled, token_ids)

@@ -11,14 +11,12 @@ process is measured. The exit status is 1 if one has grown by more than 5 % sinc
 import argparse
 import asyncio
 import dataclasses
-import json
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +25,7 @@ from benchmarks.callers import KINDS, Callers
 from benchmarks.stub_service import StubService
 from pagewire_client import AsyncClient
 from pagewire_client.bench.environment import describe_environment
+from pagewire_client.cli.bench.output import show
 from pagewire_client.progress import BatchProgress
 
 MOST_GROWTH = 0.05
@@ -140,7 +139,7 @@ def make_table(samples: Sequence[Sample]) -> Table:
 def main() -> int:
     """Run, print, judge."""
     options = _parse()
-    stderr, stdout = Console(stderr=True), Console(highlight=False)
+    stderr = Console(stderr=True, highlight=False)
     with (
         StubService(_MAX_NUM_SEQS, _NUM_BLOCKS) as service,
         BatchProgress(stderr, options.requests, stderr.is_terminal) as progress,
@@ -148,16 +147,10 @@ def main() -> int:
         work = soak(service, options.requests, options.every, options.concurrency, options.seed, progress)
         result = asyncio.run(work)
     environment = describe_environment(num_gateway_processes=1, num_client_processes=1)
-    report = {"bench": "soak", "environment": dataclasses.asdict(environment), **dataclasses.asdict(result)}
-    if options.json == "-":
-        print(json.dumps(report, indent=2))
-    else:
-        stdout.print(make_table(result.samples))
-        stdout.print(f"{result.wall_s:.0f} s; requests by caller: {result.kinds}")
-    if options.json not in (None, "-"):
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show("soak", dataclasses.asdict(result), environment, make_table(result.samples), options.json)
     grown = [f"{name} by {growth:.1%}" for name, growth in result.growth().items() if growth > MOST_GROWTH]
-    stderr.print(f"grown by more than {MOST_GROWTH:.0%}: {', '.join(grown) or 'none'}", highlight=False)
+    stderr.print(f"{result.wall_s:.0f} s; requests by caller: {result.kinds}")
+    stderr.print(f"grown by more than {MOST_GROWTH:.0%}: {', '.join(grown) or 'none'}")
     return int(bool(grown))
 
 

@@ -133,6 +133,25 @@ def test_stream_ids_are_not_reused_while_they_are_open(address: str, monkeypatch
         asyncio.run(run())
 
 
+def test_streams_that_are_closed_while_the_gateway_shuts_down_need_no_abort(address: str) -> None:
+    async def run(scheduler: FakeScheduler) -> None:
+        problems: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        watched = Watched(address)
+        client = watched.client
+        await watched.until(EngineState.READY)
+        before, after = client.open(GENERATION), client.open(GENERATION)
+        client.close(before)
+        client.shut_down()
+        client.close(after)
+        await asyncio.sleep(0)
+        assert client.num_streams == 0
+        assert problems == []
+
+    with FakeScheduler(address) as scheduler:
+        asyncio.run(run(scheduler))
+
+
 async def end(client: SchedulerClient, scheduler: FakeScheduler) -> None:
     stream = client.open(GENERATION)
     scheduler.send_stream(stream.stream_id, byte_level_ids(b"x"), stop_at_length(stream.stream_id))

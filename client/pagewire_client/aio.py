@@ -13,14 +13,12 @@ from pagewire_client import conversion, unary
 from pagewire_client.assembly import Assembly
 from pagewire_client.channel import DEFAULT_ADDRESS, open_aio_channel, pick_timeout
 from pagewire_client.errors import RequestError, from_rpc_error
-from pagewire_client.gateways import Gateways
+from pagewire_client.gateways import Gateways, Route
 from pagewire_client.params import RequestOptions, SamplingParams
 from pagewire_client.prompts import Prompt
 from pagewire_client.readiness import Readiness
 from pagewire_client.retry import Attempts, RetryPolicy
 from pagewire_client.types import Accepted, Chunk, Completion, Model, Progress, ServerInfo, Tokens
-
-OpenCall = Callable[[generate_pb2.GenerateRequest, float | None], Any]
 
 
 class AsyncClient:
@@ -63,7 +61,7 @@ class AsyncClient:
         """Run a prompt and iterate over its output as it is made. Close the stream to stop early."""
         request = conversion.generate_request(prompt, params, options)
         attempts = Attempts(self._retry, pick_timeout(options, self._timeout_s))
-        return AsyncStream(self._open_generate, request, attempts)
+        return AsyncStream(self._gateways.route(), request, attempts)
 
     async def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> Tokens:
         """Token ids that `generate` would give the model for this text or chat."""
@@ -126,15 +124,12 @@ class AsyncClient:
         await self.close()
 
     async def _call(self, method: str, request: object) -> Any:
-        attempts = Attempts(self._retry, self._timeout_s)
+        attempts, route = Attempts(self._retry, self._timeout_s), self._gateways.route()
         while True:
             try:
-                return await getattr(self._gateways.next_stub(), method)(request, timeout=attempts.remaining_s())
+                return await getattr(route.next_stub(), method)(request, timeout=attempts.remaining_s())
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.wait_after(from_rpc_error(error)))
-
-    def _open_generate(self, request: generate_pb2.GenerateRequest, timeout_s: float | None) -> Any:
-        return self._gateways.next_stub().Generate(request, timeout=timeout_s)
 
 
 class AsyncStream(AsyncIterator[Chunk]):
@@ -143,11 +138,11 @@ class AsyncStream(AsyncIterator[Chunk]):
     `completion` is set once the stream has ended; `accepted` once the server took the request.
     """
 
-    def __init__(self, open_call: OpenCall, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
-        self._open_call = open_call
+    def __init__(self, route: Route, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
+        self._route = route
         self._request = request
         self._attempts = attempts
-        self._call = open_call(request, attempts.remaining_s())
+        self._call = self._open_call(request)
         self._assembly = Assembly()
         self._closed = False
 
@@ -221,4 +216,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._closed = True
             raise
         if not self._closed:
-            self._call = self._open_call(request, self._attempts.remaining_s())
+            self._call = self._open_call(request)
+
+    def _open_call(self, request: generate_pb2.GenerateRequest) -> Any:
+        return self._route.next_stub().Generate(request, timeout=self._attempts.remaining_s())

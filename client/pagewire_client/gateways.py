@@ -25,12 +25,34 @@ class Gateways(Generic[Channel]):
 
     def __init__(self, address: str, open_channel: Callable[[str], Channel]) -> None:
         self.channels: list[Channel] = [open_channel(target) for target in split_addresses(address)]
-        stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
-        self._turns = itertools.islice(itertools.cycle(stubs), random.randrange(len(stubs)), None)  # noqa: S311
+        self._stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
+        self._turns = itertools.count(random.randrange(len(self._stubs)))  # noqa: S311
+
+    def next_stub(self, besides: Any = None) -> Any:
+        """The one whose turn it is; another if that is the one given, unless there is only one."""
+        turn = next(self._turns)
+        stub = self._stubs[turn % len(self._stubs)]
+        return self._stubs[(turn + 1) % len(self._stubs)] if stub is besides else stub
+
+    def route(self) -> "Route":
+        """For the attempts of one request."""
+        return Route(self.next_stub)
+
+
+class Route:
+    """Where the attempts of one request go: to the gateway whose turn it is, then each to another than the last.
+
+    Turns alone would not do: while many requests are tried again, each would meet the gateway that failed by chance.
+    """
+
+    def __init__(self, next_stub: Callable[[Any], Any]) -> None:
+        self._next_stub = next_stub
+        self._last: Any = None
 
     def next_stub(self) -> Any:
-        """The one whose turn it is."""
-        return next(self._turns)
+        """For the next attempt."""
+        self._last = self._next_stub(self._last)
+        return self._last
 
 
 def split_addresses(address: str) -> list[str]:

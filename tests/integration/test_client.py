@@ -249,6 +249,25 @@ def test_calls_go_to_all_gateways_in_turn_and_past_one_that_is_gone():
         assert len(second.service.requests) == 5
 
 
+@pytest.mark.parametrize("first_turn", [0, 1])
+def test_streams_that_break_together_are_all_resumed_elsewhere(monkeypatch, first_turn):
+    monkeypatch.setattr("pagewire_client.gateways.random.randrange", lambda stop: first_turn)
+
+    def break_off(request, context, call):
+        yield fake.accepted(request, call)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+
+    once = RetryPolicy(max_attempts=1, max_resume_attempts=2, initial_backoff_s=0.01)
+    with (
+        fake.FakeGateway(fake.FakeService(break_off)) as broken,
+        fake.FakeGateway(fake.FakeService()) as good,
+        Client(f"{broken.address},{good.address}", retry=once) as client,
+    ):
+        streams = [client.stream("x") for _ in range(7)]
+        assert [stream.collect().text for stream in streams] == ["t0 t1 t2 "] * 7
+        assert len(broken.service.requests) == 4 - first_turn
+
+
 @pytest.mark.parametrize("kind", [SyncCaller, AsyncCaller])
 def test_calls_go_to_all_gateways_of_one_target_in_turn_and_are_resumed_at_another(kind):
     """A list of addresses is handled as the addresses that a name resolves to."""

@@ -1,7 +1,8 @@
 """How long do streams stand still when a process dies? Many deaths of each kind, under load.
 
-Streams run all the time. In each round one process gets SIGKILL; then every stream's longest time without a token that
-began before the death or after it is its standstill. Of a gateway's death only those streams count that it broke.
+Streams run all the time. In each round one process gets SIGKILL. A stream moves again where the longest time without a
+token ends that touches what follows the death; after a gateway's death, with the first token of the resumed call, and
+only those streams count that were resumed.
 
     python -m benchmarks.recovery [--model demo] [--rounds 10] [--streams 8] [--json [FILE]] [engine flags ...]
 """
@@ -69,11 +70,14 @@ class Reader:
                 if self.is_stopping:
                     return
 
-    def standstill(self, death_s: float) -> tuple[float, float]:
-        """When the longest time without a token that touches the time after the death began and ended."""
-        times = list(self.arrivals_s)
-        gaps = [gap for gap in pairwise(times) if gap[1] > death_s]
-        return max(gaps, key=lambda gap: gap[1] - gap[0])
+    def moved_again_s(self, death_s: float) -> float:
+        """When the longest time without a token ended that touches what follows the death."""
+        gaps = [gap for gap in pairwise(list(self.arrivals_s)) if gap[1] > death_s]
+        return max(gaps, key=lambda gap: gap[1] - gap[0])[1]
+
+    def resumed_again_s(self, death_s: float) -> float | None:
+        """When the first token of a resumed stream came after the death, if one was resumed."""
+        return next((time_s for time_s in self.resumed_s if time_s > death_s), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +122,17 @@ class RecoveryBench:
         self._wait(lambda: self._is_replaced(victim, before[victim].pid), f"{victim} was not replaced")
         self._wait_for_tokens()
         after = self._processes()
-        ends_s = [reader.standstill(death_s)[1] for reader in self._readers if self._was_hit(reader, victim, death_s)]
+        is_gateway = victim.startswith("gateway")
+        find_end_s = Reader.resumed_again_s if is_gateway else Reader.moved_again_s
+        ends_s = [end_s for reader in self._readers if (end_s := find_end_s(reader, death_s)) is not None]
         start_s = _start_s(after[victim].pid)
-        needs_successor = not victim.startswith("gateway") or self._num_gateways == 1
+        needs_successor = not is_gateway or self._num_gateways == 1
         return Death(
             victim,
             [end_s - death_s for end_s in ends_s],
             [end_s - start_s for end_s in ends_s] if needs_successor else None,
             all(after[name].pid == process.pid for name, process in before.items() if name != victim),
         )
-
-    def _was_hit(self, reader: Reader, victim: str, death_s: float) -> bool:
-        return not victim.startswith("gateway") or any(time_s > death_s for time_s in reader.resumed_s)
 
     def _wait_until_calm(self) -> dict[str, Process]:
         time.sleep(_CALM_S)

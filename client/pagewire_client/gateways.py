@@ -25,8 +25,8 @@ class Gateways(Generic[Channel]):
 
     def __init__(self, address: str, open_channel: Callable[[str], Channel]) -> None:
         self.channels: list[Channel] = [open_channel(target) for target in split_addresses(address)]
-        stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
-        self._turns = itertools.islice(itertools.cycle(stubs), random.randrange(len(stubs)), None)  # noqa: S311
+        self._stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
+        self._turns = itertools.count(random.randrange(len(self._stubs)))  # noqa: S311
 
     def turns(self) -> Iterator[Any]:
         """Stubs for the attempts of one call, without end: never one twice in a row if there is another.
@@ -35,9 +35,9 @@ class Gateways(Generic[Channel]):
         gateway's turn again.
         """
         last = None
-        while True:
-            stub = next(self._turns)
-            last = next(self._turns) if stub is last else stub
+        for turn in self._turns:
+            stub = self._stubs[turn % len(self._stubs)]
+            last = self._stubs[(turn + 1) % len(self._stubs)] if stub is last else stub
             yield last
 
 

@@ -7,7 +7,7 @@ import time
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.conversion import to_generation
 from scheduler_service.gateway.generation import Generation
-from scheduler_service.gateway.handlers import Context
+from scheduler_service.gateway.handlers import CallerGoneError, Context
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
@@ -42,7 +42,7 @@ async def answer_generate(
     try:
         await context.write(_accepted(generation, model_name))
         outcome = await _relay(stream, context)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, CallerGoneError):
         outcome = "cancelled"
         raise
     finally:

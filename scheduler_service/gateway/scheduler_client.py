@@ -168,6 +168,9 @@ class SchedulerClient:
         for stream in [*self._streams.values(), *self._waiting.all()]:
             stream.fail(EngineUnavailableError("the gateway is shutting down: send the request again or resume it"))
             stream.wake()
+        # The farewell covers them all: there is nothing to tell of those that are closed from now on.
+        self._streams.clear()
+        self._aborts.clear()
         self._socket.close(linger_s=_FAREWELL_S)
 
     # ---- frames ---------------------------------------------------------------------------------------------------

@@ -1,18 +1,21 @@
 """Does the gateway notice a scheduler that is connected but says nothing, and tell the scheduler of each abort once?"""
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from pagewire.ipc.requests import Abort, EngineState, Goodbye, Sampling, Submit
+from pagewire.ipc.requests import Abort, EngineState, Goodbye, Rejected, RejectReason, Sampling, Submit
 from scheduler_service.gateway import scheduler_client
-from scheduler_service.gateway.exceptions import EngineUnavailableError
+from scheduler_service.gateway.exceptions import EngineOverloadedError, EngineUnavailableError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.scheduler_client import SchedulerClient
+from scheduler_service.gateway.stream import Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
+from tests.fakes.reachable import reachable
 from tests.fakes.tiny_model import byte_level_ids, byte_level_tokenizer
 
 GENERATION = Generation(
@@ -177,3 +180,74 @@ def test_stream_ids_are_not_reused_while_they_are_open(address: str, monkeypatch
 
     with FakeScheduler(address):
         asyncio.run(run())
+
+
+def test_streams_that_are_closed_while_the_gateway_shuts_down_need_no_abort(address: str) -> None:
+    async def run(scheduler: FakeScheduler) -> None:
+        problems: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        watched = Watched(address)
+        client = watched.client
+        await watched.until(EngineState.READY)
+        before, after = client.open(GENERATION), client.open(GENERATION)
+        client.close(before)
+        client.shut_down()
+        client.close(after)
+        await asyncio.sleep(0)
+        assert client.num_streams == 0
+        assert problems == []
+
+    with FakeScheduler(address) as scheduler:
+        asyncio.run(run(scheduler))
+
+
+async def end(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    stream = client.open(GENERATION)
+    scheduler.send_stream(stream.stream_id, byte_level_ids(b"x"), stop_at_length(stream.stream_id))
+    while not stream.is_finished:
+        await stream.next()
+
+
+async def refuse(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    stream = client.open(GENERATION)
+    scheduler.send(Rejected(stream.stream_id, RejectReason.OVERLOADED, "", "full"))
+    with pytest.raises(EngineOverloadedError):
+        await stream.next()
+
+
+async def cancel(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    client.close(client.open(GENERATION))
+
+
+async def cancel_without_a_scheduler(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    stream = client.open(GENERATION)
+    client._disconnected()
+    client.close(stream)
+    scheduler.become_another()
+
+
+async def give_up_without_a_scheduler(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    client.open(GENERATION)
+    client._disconnected()
+    client.end_streams(EngineUnavailableError("gone"))
+    scheduler.become_another()
+
+
+@pytest.mark.parametrize("way", [end, refuse, cancel, cancel_without_a_scheduler, give_up_without_a_scheduler])
+def test_nothing_is_left_of_streams_that_are_over(
+    address: str, way: Callable[[SchedulerClient, FakeScheduler], Awaitable[None]]
+) -> None:
+    async def run(scheduler: FakeScheduler) -> None:
+        watched = Watched(address)
+        for _ in range(5):
+            await watched.until(EngineState.READY)
+            await way(watched.client, scheduler)
+        # What was planned for the event loop's next turn is done then.
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [item for item in reachable(watched.client) if isinstance(item, Stream)] == []
+        assert watched.client.num_streams == 0
+        watched.client.shut_down()
+
+    with FakeScheduler(address) as scheduler:
+        asyncio.run(run(scheduler))

@@ -136,7 +136,7 @@ def test_queue_keeps_its_order_when_it_forgets() -> None:
     sequences = []
     for stream in range(20):
         harness.add(stream, [1], priority=stream % 3)
-        sequences.append(harness.scheduler.find(f"r{stream}"))
+        sequences.append(harness.scheduler.find(harness.submits[stream]))
         queue.push(sequences[-1])
     for stream in range(0, 20, 2):
         harness.scheduler.abort(GATEWAY, stream)

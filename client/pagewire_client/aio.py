@@ -1,7 +1,7 @@
 """How does asyncio code talk to a service? `AsyncClient`, and the `AsyncStream` its streaming call returns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -19,8 +19,6 @@ from pagewire_client.prompts import Prompt
 from pagewire_client.readiness import Readiness
 from pagewire_client.retry import Attempts, RetryPolicy
 from pagewire_client.types import Accepted, Chunk, Completion, Model, Progress, ServerInfo, Tokens
-
-OpenCall = Callable[[generate_pb2.GenerateRequest, float | None], Any]
 
 
 class AsyncClient:
@@ -63,7 +61,7 @@ class AsyncClient:
         """Run a prompt and iterate over its output as it is made. Close the stream to stop early."""
         request = conversion.generate_request(prompt, params, options)
         attempts = Attempts(self._retry, pick_timeout(options, self._timeout_s))
-        return AsyncStream(self._open_generate, request, attempts)
+        return AsyncStream(self._gateways.turns(), request, attempts)
 
     async def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> Tokens:
         """Token ids that `generate` would give the model for this text or chat."""
@@ -100,10 +98,9 @@ class AsyncClient:
             UnavailableError: it was not ready in time; the message says what it was doing.
         """
         readiness = Readiness(timeout_s, on_progress)
-        while True:
-            request = inference_pb2.GetServerInfoRequest()
+        request = inference_pb2.GetServerInfoRequest()
+        for stub in self._gateways.turns():
             try:
-                stub = self._gateways.next_stub()
                 info = conversion.server_info(await stub.GetServerInfo(request, timeout=readiness.call_timeout_s))
             except grpc.RpcError as error:
                 readiness.failed(from_rpc_error(error))
@@ -111,6 +108,7 @@ class AsyncClient:
                 if readiness.is_ready(info):
                     return info
             await asyncio.sleep(readiness.wait_s())
+        raise AssertionError("there is always another turn")
 
     async def close(self) -> None:
         """Close the connection; open streams end with CANCELLED."""
@@ -127,14 +125,12 @@ class AsyncClient:
 
     async def _call(self, method: str, request: object) -> Any:
         attempts = Attempts(self._retry, self._timeout_s)
-        while True:
+        for stub in self._gateways.turns():
             try:
-                return await getattr(self._gateways.next_stub(), method)(request, timeout=attempts.remaining_s())
+                return await getattr(stub, method)(request, timeout=attempts.remaining_s())
             except grpc.RpcError as error:
                 await asyncio.sleep(attempts.wait_after(from_rpc_error(error)))
-
-    def _open_generate(self, request: generate_pb2.GenerateRequest, timeout_s: float | None) -> Any:
-        return self._gateways.next_stub().Generate(request, timeout=timeout_s)
+        raise AssertionError("there is always another turn")
 
 
 class AsyncStream(AsyncIterator[Chunk]):
@@ -143,11 +139,11 @@ class AsyncStream(AsyncIterator[Chunk]):
     `completion` is set once the stream has ended; `accepted` once the server took the request.
     """
 
-    def __init__(self, open_call: OpenCall, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
-        self._open_call = open_call
+    def __init__(self, stubs: Iterator[Any], request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
+        self._stubs = stubs
         self._request = request
         self._attempts = attempts
-        self._call = open_call(request, attempts.remaining_s())
+        self._call = self._open(request)
         self._assembly = Assembly()
         self._closed = False
 
@@ -221,4 +217,7 @@ class AsyncStream(AsyncIterator[Chunk]):
             self._closed = True
             raise
         if not self._closed:
-            self._call = self._open_call(request, self._attempts.remaining_s())
+            self._call = self._open(request)
+
+    def _open(self, request: generate_pb2.GenerateRequest) -> Any:
+        return next(self._stubs).Generate(request, timeout=self._attempts.remaining_s())

@@ -10,20 +10,19 @@ from pagewire_client.params import RequestOptions
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 # Our own retries resume streams, so gRPC's are off; a restarted gateway is to be found again within
-# seconds, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
+# a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 3000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-
-# A name stands for all gateways behind it.
-_NAME_SCHEME = "dns:"
-_ALL_OF_A_NAME = ("grpc.lb_policy_name", "round_robin")
+# A name, or one of gRPC's own lists, stands for all gateways behind it.
+_MANY_SCHEMES = ("dns:", "ipv4:", "ipv6:")
+_ALL_IN_TURN = ("grpc.lb_policy_name", "round_robin")
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
@@ -46,4 +45,4 @@ def pick_timeout(options: RequestOptions, default_s: float | None) -> float | No
 
 
 def _options(address: str) -> Sequence[tuple[str, int | str]]:
-    return (*_OPTIONS, _ALL_OF_A_NAME) if address.startswith(_NAME_SCHEME) else _OPTIONS
+    return (*_OPTIONS, _ALL_IN_TURN) if address.startswith(_MANY_SCHEMES) else _OPTIONS

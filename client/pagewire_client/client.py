@@ -19,8 +19,6 @@ from pagewire_client.readiness import Readiness
 from pagewire_client.retry import Attempts, RetryPolicy
 from pagewire_client.types import Accepted, Chunk, Completion, Model, Progress, ServerInfo, Tokens
 
-OpenCall = Callable[[generate_pb2.GenerateRequest, float | None], Any]
-
 
 class Client:
     """A connection to one service. Safe to share between threads.
@@ -61,7 +59,7 @@ class Client:
         """Run a prompt and iterate over its output as it is made. Close the stream to stop early."""
         request = conversion.generate_request(prompt, params, options)
         attempts = Attempts(self._retry, pick_timeout(options, self._timeout_s))
-        return Stream(self._open_generate, request, attempts)
+        return Stream(self._gateways.turns(), request, attempts)
 
     def tokenize(self, prompt: Prompt, *, model: str = "", add_special_tokens: bool | None = None) -> Tokens:
         """Token ids that `generate` would give the model for this text or chat."""
@@ -93,18 +91,17 @@ class Client:
             UnavailableError: it was not ready in time; the message says what it was doing.
         """
         readiness = Readiness(timeout_s, on_progress)
-        while True:
+        request = inference_pb2.GetServerInfoRequest()
+        for stub in self._gateways.turns():
             try:
-                call = self._gateways.next_stub().GetServerInfo(
-                    inference_pb2.GetServerInfoRequest(), timeout=readiness.call_timeout_s
-                )
-                info = conversion.server_info(call)
+                info = conversion.server_info(stub.GetServerInfo(request, timeout=readiness.call_timeout_s))
             except grpc.RpcError as error:
                 readiness.failed(from_rpc_error(error))
             else:
                 if readiness.is_ready(info):
                     return info
             time.sleep(readiness.wait_s())
+        raise AssertionError("there is always another turn")
 
     def close(self) -> None:
         """Close the connection; open streams end with CANCELLED."""
@@ -121,14 +118,12 @@ class Client:
 
     def _call(self, method: str, request: object) -> Any:
         attempts = Attempts(self._retry, self._timeout_s)
-        while True:
+        for stub in self._gateways.turns():
             try:
-                return getattr(self._gateways.next_stub(), method)(request, timeout=attempts.remaining_s())
+                return getattr(stub, method)(request, timeout=attempts.remaining_s())
             except grpc.RpcError as error:
                 time.sleep(attempts.wait_after(from_rpc_error(error)))
-
-    def _open_generate(self, request: generate_pb2.GenerateRequest, timeout_s: float | None) -> Any:
-        return self._gateways.next_stub().Generate(request, timeout=timeout_s)
+        raise AssertionError("there is always another turn")
 
 
 class Stream(Iterator[Chunk]):
@@ -137,11 +132,11 @@ class Stream(Iterator[Chunk]):
     `completion` is set once the stream has ended; `accepted` once the server took the request.
     """
 
-    def __init__(self, open_call: OpenCall, request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
-        self._open_call = open_call
+    def __init__(self, stubs: Iterator[Any], request: generate_pb2.GenerateRequest, attempts: Attempts) -> None:
+        self._stubs = stubs
         self._request = request
         self._attempts = attempts
-        self._call = open_call(request, attempts.remaining_s())
+        self._call = self._open(request)
         self._assembly = Assembly()
         self._closed = False
 
@@ -214,4 +209,7 @@ class Stream(Iterator[Chunk]):
             self._closed = True
             raise
         if not self._closed:
-            self._call = self._open_call(request, self._attempts.remaining_s())
+            self._call = self._open(request)
+
+    def _open(self, request: generate_pb2.GenerateRequest) -> Any:
+        return next(self._stubs).Generate(request, timeout=self._attempts.remaining_s())

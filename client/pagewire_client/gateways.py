@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -25,12 +25,20 @@ class Gateways(Generic[Channel]):
 
     def __init__(self, address: str, open_channel: Callable[[str], Channel]) -> None:
         self.channels: list[Channel] = [open_channel(target) for target in split_addresses(address)]
-        stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
-        self._turns = itertools.islice(itertools.cycle(stubs), random.randrange(len(stubs)), None)  # noqa: S311
+        self._stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
+        self._turns = itertools.count(random.randrange(len(self._stubs)))  # noqa: S311
 
-    def next_stub(self) -> Any:
-        """The one whose turn it is."""
-        return next(self._turns)
+    def turns(self) -> Iterator[Any]:
+        """Stubs for the attempts of one call, without end: never one twice in a row if there is another.
+
+        Calls share the turns, so without this care a call that fails together with many others could find its own
+        gateway's turn again.
+        """
+        last = None
+        for turn in self._turns:
+            stub = self._stubs[turn % len(self._stubs)]
+            last = self._stubs[(turn + 1) % len(self._stubs)] if stub is last else stub
+            yield last
 
 
 def split_addresses(address: str) -> list[str]:

@@ -13,18 +13,21 @@ from pagewire_client.errors import RequestError
 class RetryPolicy:
     """Waits initial_backoff_s, then twice that and so on up to max_backoff_s, each plus or minus 20 %.
 
-    The last of max_attempts failures in a row is raised. A stream that was accepted has more to lose: it is given up
-    after max_resume_attempts, long enough for a gateway to start again. Output that comes begins the row anew.
+    The last of max_attempts failures in a row is raised. A stream that was accepted has more to lose, and somebody who
+    reads it: it waits no longer than max_resume_backoff_s, and is given up after max_resume_attempts, half a minute,
+    long enough for a gateway to start again. Output that comes begins the row anew.
     """
 
     max_attempts: int = 6
-    max_resume_attempts: int = 16
+    max_resume_attempts: int = 64
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
+    max_resume_backoff_s: float = 0.5
 
-    def backoff_s(self, num_failures: int, asked_s: float | None) -> float:
+    def backoff_s(self, num_failures: int, asked_s: float | None, *, resumes: bool = False) -> float:
         """How long to wait after this many failures; never less than the server asked for."""
-        backoff = min(self.initial_backoff_s * 2.0 ** (num_failures - 1), self.max_backoff_s)
+        longest = min(self.max_backoff_s, self.max_resume_backoff_s) if resumes else self.max_backoff_s
+        backoff = min(self.initial_backoff_s * 2.0 ** (num_failures - 1), longest)
         return max(backoff * random.uniform(0.8, 1.2), asked_s or 0.0)  # noqa: S311 (jitter, not a secret)
 
 
@@ -57,7 +60,7 @@ class Attempts:
         most = self._policy.max_resume_attempts if resumes else self._policy.max_attempts
         if error.code is not grpc.StatusCode.UNAVAILABLE or self._num_failures >= most:
             raise error
-        wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s)
+        wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s, resumes=resumes)
         remaining_s = self.remaining_s()
         if remaining_s is not None and remaining_s <= wait_s:
             raise error

@@ -40,13 +40,10 @@ class _Attention(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """Parts of sequences that one kernel computes: fields of struct attention, [num_spans] int32, and the tables."""
+    """Parts of sequences that one kernel computes: its argument as far as layers share it, and what that points to."""
 
-    first_rows: torch.Tensor
-    query_lens: torch.Tensor
-    seq_lens: torch.Tensor
-    block_tables: torch.Tensor
-    max_query_len: int
+    work: _Attention
+    tensors: tuple[torch.Tensor, ...]
 
 
 class CpuAttention:
@@ -89,10 +86,13 @@ class CpuAttention:
         assert query.is_contiguous()
         assert kv_cache.is_contiguous()
         output = torch.empty_like(query)
-        if self._outputs is not None and self._decode(_describe(query, kv_cache, output, self._outputs, params)) != 0:
-            raise MemoryError("no memory for the partial results of attention")
+        if self._outputs is not None:
+            _describe_layer(self._outputs.work, query, kv_cache, output, params)
+            if self._decode(self._outputs.work) != 0:
+                raise MemoryError("no memory for the partial results of attention")
         if self._prompts is not None:
-            self._prefill(_describe(query, kv_cache, output, self._prompts, params))
+            _describe_layer(self._prompts.work, query, kv_cache, output, params)
+            self._prefill(self._prompts.work)
         return output.flatten(1)
 
 
@@ -105,13 +105,14 @@ def _split(metadata: AttentionMetadata) -> tuple[_Spans | None, _Spans | None]:
     first_rows, counts = metadata.query_start[:-1], metadata.query_start.diff()
     seq_lens, tables = metadata.seq_lens, metadata.block_tables
     prompt_lens = metadata.prompt_lens
+    is_decoding = metadata.num_decodes == len(counts)
+    if is_decoding and (prompt_lens is None or bool((prompt_lens < seq_lens).all())):
+        return _spans(first_rows, counts, seq_lens, tables, 1), None
     if prompt_lens is None:
         prompt_lens = torch.where(counts == 1, seq_lens - 1, seq_lens)
     num_outputs = (seq_lens - prompt_lens).clamp(min=0).minimum(counts)
     num_prompt = counts - num_outputs
     total_outputs, total_prompt = int(num_outputs.sum()), int(num_prompt.sum())
-    if total_prompt == 0 and total_outputs == len(counts):
-        return _Spans(first_rows, counts, seq_lens, tables, 1), None
     outputs, prompts = None, None
     if total_outputs > 0:
         owners = torch.repeat_interleave(num_outputs.long())
@@ -119,46 +120,51 @@ def _split(metadata: AttentionMetadata) -> tuple[_Spans | None, _Spans | None]:
         # Counted from a sequence's last token, which is 0, backwards.
         age = (ends[owners] - 1 - torch.arange(total_outputs)).int()
         last_rows = first_rows + counts - 1
-        outputs = _Spans(
+        outputs = _spans(
             last_rows[owners] - age, torch.ones_like(age), seq_lens[owners] - age, tables.index_select(0, owners), 1
         )
     if total_prompt > 0:
         owners = num_prompt.nonzero().flatten()
         lens = num_prompt[owners]
         ends = (seq_lens - num_outputs)[owners]
-        prompts = _Spans(first_rows[owners], lens, ends, tables.index_select(0, owners), int(lens.max()))
+        prompts = _spans(first_rows[owners], lens, ends, tables.index_select(0, owners), int(lens.max()))
     return outputs, prompts
 
 
-def _describe(
-    query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor, spans: _Spans, params: AttentionParams
-) -> _Attention:
-    _, num_heads, head_dim = query.shape
-    _, _, block_size, num_kv_heads, _ = kv_cache.shape
-    tables = spans.block_tables
-    for numbers in (spans.first_rows, spans.query_lens, spans.seq_lens):
+def _spans(
+    first_rows: torch.Tensor,
+    query_lens: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    max_query_len: int,
+) -> _Spans:
+    """Fields of struct attention, [num_spans] int32, and the tables."""
+    for numbers in (first_rows, query_lens, seq_lens):
         assert numbers.dtype is torch.int32
         assert numbers.is_contiguous()
-    assert tables.dtype is torch.int32
-    assert tables.stride(1) == 1
-    keys = kv_cache.data_ptr()
-    return _Attention(
-        query.data_ptr(),
-        keys,
-        keys + kv_cache.stride(0) * kv_cache.itemsize,
-        output.data_ptr(),
-        spans.first_rows.data_ptr(),
-        spans.query_lens.data_ptr(),
-        spans.seq_lens.data_ptr(),
-        tables.data_ptr(),
-        len(spans.seq_lens),
-        tables.stride(0),
-        block_size,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        spans.max_query_len,
-        params.sliding_window or 0,
-        params.scale,
-        params.soft_cap or 0.0,
+    assert block_tables.dtype is torch.int32
+    assert block_tables.stride(1) == 1
+    work = _Attention(
+        first_rows=first_rows.data_ptr(),
+        query_lens=query_lens.data_ptr(),
+        seq_lens=seq_lens.data_ptr(),
+        block_tables=block_tables.data_ptr(),
+        num_seqs=len(seq_lens),
+        table_width=block_tables.stride(0),
+        max_query_len=max_query_len,
     )
+    return _Spans(work, (first_rows, query_lens, seq_lens, block_tables))
+
+
+def _describe_layer(
+    work: _Attention, query: torch.Tensor, kv_cache: torch.Tensor, output: torch.Tensor, params: AttentionParams
+) -> None:
+    """Add what differs from layer to layer."""
+    work.query, work.output = query.data_ptr(), output.data_ptr()
+    work.keys = keys = kv_cache.data_ptr()
+    work.values = keys + kv_cache.stride(0) * kv_cache.itemsize
+    _, work.num_heads, work.head_dim = query.shape
+    _, _, work.block_size, work.num_kv_heads, _ = kv_cache.shape
+    work.window = params.sliding_window or 0
+    work.scale = params.scale
+    work.soft_cap = params.soft_cap or 0.0

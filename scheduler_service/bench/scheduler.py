@@ -94,7 +94,7 @@ def bench_calls(num_seqs: int, prompt_len: int, steps: int) -> float:
 
 
 def fake_worker(address: str) -> None:
-    """A worker process that answers every step at once."""
+    """A worker process that answers every step at once. It has as many KV blocks as the scheduler was told to use."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(address)
     codec, me = Codec[StepBatch](SchedulerStepMessage), new_incarnation()
@@ -104,7 +104,7 @@ def fake_worker(address: str) -> None:
         envelope = codec.decode(socket.recv())
         message = envelope.message
         if isinstance(message, EngineConfig):
-            socket.send(codec.encode(WorkerLoaded(0, NUM_BLOCKS, MODEL), me, envelope.sender))
+            socket.send(codec.encode(WorkerLoaded(0, message.num_blocks or NUM_BLOCKS, MODEL), me, envelope.sender))
         elif isinstance(message, AllocateCache):
             socket.send(codec.encode(WorkerReady(0), me, envelope.sender))
         else:

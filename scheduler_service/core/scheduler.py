@@ -81,9 +81,8 @@ class Scheduler:
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
-        if self._quarantine.admit(sequence.request_id):
-            self._requeue(sequence)
-        else:
+        self._requeue(sequence)
+        if not self._quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
@@ -175,11 +174,11 @@ class Scheduler:
         assert self.can_schedule
         decodes = self._schedule_decodes()
         chunks = self._schedule_chunks(self.config.max_num_batched_tokens - len(decodes))
-        if not len(decodes) and not chunks:
-            return None
+        ones = np.ones(len(decodes), dtype=np.int32)
+        if not chunks:
+            return self._send_off(decodes, ones) if len(decodes) else None
         slots = np.array([slot for slot, _ in chunks], dtype=np.int32)
         num_tokens = np.array([count for _, count in chunks], dtype=np.int32)
-        ones = np.ones(len(decodes), dtype=np.int32)
         return self._send_off(np.concatenate((decodes, slots)), np.concatenate((ones, num_tokens)))
 
     def _schedule_decodes(self) -> IntArray:
@@ -271,7 +270,8 @@ class Scheduler:
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
-        self._running.cache_full_blocks(step.slots[step.is_sampled], step.num_computed[step.is_sampled])
+        drew = slice(None) if len(step.sampled) == len(step.slots) else step.is_sampled
+        self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._quarantine:
             self._clear_suspects(step)
         for sequence, record in records:
@@ -330,6 +330,7 @@ class Scheduler:
             sequence.move_to(Status.ENDING)
         else:
             sequence.move_to(Status.ENDED)
+            self._queue_of(sequence).note_over()
 
     # ---- loss of the workers, and self-check ----------------------------------------------------------------------
 
@@ -383,8 +384,10 @@ class Scheduler:
             self._requeue(sequence)
 
     def _requeue(self, sequence: Sequence) -> None:
-        queue = self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
-        queue.push(sequence)
+        self._queue_of(sequence).push(sequence)
+
+    def _queue_of(self, sequence: Sequence) -> WaitingQueue:
+        return self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""

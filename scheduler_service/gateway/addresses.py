@@ -1,5 +1,6 @@
 """How is a listen address bound, and what is said when it cannot be?"""
 
+import os
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import grpc
 from scheduler_service.gateway.exceptions import StartError
 
 _UNIX_PREFIX = "unix:"
+_MAX_UNIX_PATH_BYTES = 107
 
 
 def bind(server: grpc.aio.Server, address: str) -> str:
@@ -61,6 +63,8 @@ def _check_host_and_port(host: str, port: int, address: str) -> None:
 def _check_unix_path(address: str) -> None:
     """gRPC takes over a socket file that exists, even one that another server is using: find out first."""
     path = Path(address.removeprefix(_UNIX_PREFIX))
+    if len(os.fsencode(path)) > _MAX_UNIX_PATH_BYTES:
+        raise StartError(f"cannot listen on {address}: the path is longer than {_MAX_UNIX_PATH_BYTES} bytes")
     if not path.parent.is_dir():
         raise StartError(f"cannot listen on {address}: the directory {path.parent} does not exist")
     if not path.exists():

@@ -9,7 +9,7 @@ from typing import Any
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.generation import Generation
-from scheduler_service.gateway.handlers import Context
+from scheduler_service.gateway.handlers import CallerGoneError, Context
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
@@ -34,6 +34,9 @@ async def answer_generate(
         RequestError: the call ends with this error's status.
     """
     started_s = time.monotonic()
+    if request.HasField("resume"):
+        # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
+        await scheduler.wait_for_engine()
     model, limits = scheduler.ready_engine()
     generations = await to_generations(
         request, prompts=prompts, model=model, limits=limits, time_remaining_s=context.time_remaining()
@@ -46,7 +49,7 @@ async def answer_generate(
         finished = _finished(streams, await _relay_all(streams, context.write))
         await context.write(generate_pb2.GenerateResponse(finished=finished))
         outcome = generate_pb2.FinishReason.Name(finished.reason)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, CallerGoneError):
         outcome = "cancelled"
         raise
     finally:

@@ -3,6 +3,7 @@
 gRPC's own deserializer answers undecodable bytes with INTERNAL or UNKNOWN; here they are the caller's INVALID_ARGUMENT.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,10 @@ from scheduler_service.gateway.exceptions import InvalidArgumentError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response")
+
+# Of a write to a caller who is gone. gRPC cancels the handler for that, but not always before it writes.
+CallerGoneError = grpc.aio.InternalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,7 @@ def unary(request_type: type[Request], method: Callable[[Request, Context], Awai
     """Handle calls with one response."""
 
     async def handle(request: Request | _Undecodable, context: Context) -> Message:
-        try:
-            return await method(_decoded(request), context)
-        except Exception as error:
-            await abort(context, error)
+        return await _answer(request, method, context)
 
     return grpc.unary_unary_rpc_method_handler(handle, _deserializer(request_type), _serialize)
 
@@ -40,12 +42,23 @@ def server_streaming(request_type: type[Request], method: Callable[[Request, Con
     """Handle calls whose responses the method writes to the context."""
 
     async def handle(request: Request | _Undecodable, context: Context) -> None:
-        try:
-            await method(_decoded(request), context)
-        except Exception as error:
-            await abort(context, error)
+        await _answer(request, method, context)
 
     return grpc.unary_stream_rpc_method_handler(handle, _deserializer(request_type), _serialize)
+
+
+async def _answer(
+    request: Request | _Undecodable, method: Callable[[Request, Context], Awaitable[Response]], context: Context
+) -> Response:
+    try:
+        try:
+            return await method(_decoded(request), context)
+        except CallerGoneError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+    except CallerGoneError as error:
+        raise asyncio.CancelledError from error
 
 
 def _decoded(request: Request | _Undecodable) -> Request:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from pagewire.ipc.codec import ANY, Codec, ProtocolError, new_incarnation
 from pagewire.ipc.requests import (
@@ -83,6 +84,8 @@ class SchedulerClient:
         self._codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
         self._streams: dict[int, Stream] = {}
         self._waiting = WaitingStreams(recovery_timeout_s)
+        self._recovery_timeout_s = recovery_timeout_s
+        self._wait_is_over = asyncio.Event()
         self._lost_incarnation: bytes | None = None
         self._last_stream_id = 0
         self._aborts: list[int] = []
@@ -138,8 +141,15 @@ class SchedulerClient:
         assert status.limits is not None
         return status.model, status.limits
 
+    async def wait_for_engine(self) -> None:
+        """Wait until the engine can run requests, or nobody will: as long as open streams wait for a scheduler."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._recovery_timeout_s):
+                await self._wait_is_over.wait()
+
     def end_streams(self, error: RequestError) -> None:
         """Nobody will run them any more: end every stream with this error."""
+        self._wait_is_over.set()
         waiting = self._waiting.all()
         for stream in waiting:
             self._waiting.discard(stream)
@@ -151,10 +161,16 @@ class SchedulerClient:
     def shut_down(self) -> None:
         """Take leave of the scheduler, which stops all streams, and close the socket."""
         self._keeper.cancel()
+        self._wait_is_over.set()
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
+        # Streams that are closed from now on are nobody's.
+        self.scheduler_incarnation = None
         for stream in [*self._streams.values(), *self._waiting.all()]:
             stream.fail(EngineUnavailableError("the gateway is shutting down: send the request again or resume it"))
             stream.wake()
+        # The farewell covers them all: there is nothing to tell of those that are closed from now on.
+        self._streams.clear()
+        self._aborts.clear()
         self._socket.close(linger_s=_FAREWELL_S)
 
     # ---- frames ---------------------------------------------------------------------------------------------------
@@ -292,6 +308,10 @@ class SchedulerClient:
     def _set_status(self, status: EngineStatus) -> None:
         changed = status.state is not self.status.state
         self.status = status
+        if status.state is EngineState.READY:
+            self._wait_is_over.set()
+        else:
+            self._wait_is_over.clear()
         if changed:
             logger.info("engine state=%s detail=%s", status.state.name, status.detail)
             self._on_state_change()

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,9 +43,8 @@ class ChildSpec:
 class Child:
     """One start of one process, in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
 
-    `addresses` are the listening lines so far, `last_line` the last thing it said on standard error, `started_s` when
-    it was started (monotonic), `end` how it ended, in words. A cancelled `run` sends `stop_signal`, and
-    SIGKILL `grace_s` later.
+    `addresses` are the listening lines so far, `last_line` the last thing it said on standard error, `end` how it
+    ended, in words. A cancelled `run` sends `stop_signal`, and SIGKILL `grace_s` later.
     """
 
     def __init__(self, spec: ChildSpec, write_line: Callable[[str, str], None], grace_s: float) -> None:
@@ -56,7 +54,6 @@ class Child:
         self.last_line = ""
         self.end = ""
         self.stop_signal = signal.SIGTERM
-        self.started_s = time.monotonic()
         self._write_line = write_line
         self._process: asyncio.subprocess.Process | None = None
         self._pumps: list[asyncio.Task[None]] = []

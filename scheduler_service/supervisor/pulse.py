@@ -48,11 +48,19 @@ class Pulse:
         self._limits = limits
         self._beat_s = now_s
         self._alive_s = now_s
+        self._ready_s: float | None = None
         self._cpu_time: int | None = None
 
     def take(self, beat: Beat, now_s: float) -> None:
         """It has sent a heartbeat."""
         self.beat, self._beat_s, self._alive_s, self._cpu_time = beat, now_s, now_s, None
+        if self._ready_s is None and beat.state is not ProcessState.STARTING:
+            self._ready_s = now_s
+
+    def has_worked(self, min_uptime_s: float) -> bool:
+        """Whether it has done a step, or went on for so long after it was first ready."""
+        has_done_step = self.beat is not None and self.beat.num_steps > 0
+        return has_done_step or (self._ready_s is not None and self._beat_s - self._ready_s >= min_uptime_s)
 
     def why_hung(self, pid: int, now_s: float) -> str | None:
         """What makes it count as hung, in words; None while it does not. To be asked several times a second."""

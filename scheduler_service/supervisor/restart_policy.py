@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
     """Waits initial_backoff_s, twice that, ... up to max_backoff_s; gives up after max_restarts restarts in a row
-    of which none worked: alive for min_uptime_s and the engine ready."""
+    of which none worked: did a step, or was ready for min_uptime_s."""
 
     initial_backoff_s: float = 0.2
     max_backoff_s: float = 10.0

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._timing = timing
         self._children: dict[str, Child] = {}
-        self._working: set[Child] = set()
+        self._watchdog = Watchdog(self._last_starts, self._history, timing.heartbeat_timeout_s)
         self._was_ready = False
         self._num_starts: Counter[str] = Counter()
         self._given_up: dict[str, str] = {}
@@ -76,8 +75,7 @@ class Supervisor:
             ServiceError: a process failed for good.
         """
         self._output.progress("starting processes", 0, 0)
-        watchdog = Watchdog(self._last_starts, self._history, self._timing.heartbeat_timeout_s)
-        watching = asyncio.create_task(watchdog.run())
+        watching = asyncio.create_task(self._watchdog.run())
         watchers = [asyncio.create_task(stop.wait()), asyncio.create_task(self._watch_engine())]
         keepers = {group: asyncio.create_task(self._keep_running(group)) for group in _groups(self._specs)}
         try:
@@ -107,8 +105,7 @@ class Supervisor:
             if is_first and status not in _ASKED_TO_STOP and not self._was_ready:
                 said = child.last_line if status > 0 else f"{how}, after saying {child.last_line!r}"
                 raise ServiceError(f"{name} cannot start: {said or how}")
-            delay_s = counter.next_delay_s(child in self._working)
-            self._working.discard(child)
+            delay_s = counter.next_delay_s(self._watchdog.has_worked(child, self._timing.restart.min_uptime_s))
             if delay_s is None:
                 await self._give_up(group, child, counter.num_failures)
             logger.warning("child died name=%s how=%r restart_in_s=%.1f", name, how, delay_s)
@@ -147,7 +144,6 @@ class Supervisor:
         for run in others:
             runs[run].kill()
         await asyncio.gather(*others)
-        self._working.difference_update(runs[run] for run in others)
         first = next(run for run in runs if run in done)
         return runs[first], first.result()
 
@@ -171,8 +167,6 @@ class Supervisor:
         was_ready = False
         while True:
             is_ready = self._gateways_announced() and await self._is_engine_ready()
-            if is_ready:
-                self._note_working()
             if is_ready != was_ready:
                 self._note_change(is_ready)
                 was_ready = is_ready
@@ -183,10 +177,6 @@ class Supervisor:
         if report is not None and not report.is_ready and not self._was_ready:
             self._output.progress(report.stage, report.done, report.total)
         return report is not None and report.is_ready
-
-    def _note_working(self) -> None:
-        oldest_start_s = time.monotonic() - self._timing.restart.min_uptime_s
-        self._working.update(child for child in self._children.values() if child.started_s <= oldest_start_s)
 
     def _note_change(self, is_ready: bool) -> None:
         if not is_ready:

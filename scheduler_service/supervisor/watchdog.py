@@ -60,6 +60,11 @@ class Watchdog:
                 if child in self._hangs and child.is_running:
                     child.kill_hung(self._hangs[child])
 
+    def has_worked(self, child: Child, min_uptime_s: float) -> bool:
+        """Whether this start was of use: it did a step, or was ready for so long."""
+        pulse = self._pulses.get(child)
+        return pulse is not None and pulse.has_worked(min_uptime_s)
+
     def _look_at(self, child: Child) -> None:
         max_quiet_s = child.spec.max_quiet_s
         if max_quiet_s is None or not child.is_running or child in self._hangs:

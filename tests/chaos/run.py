@@ -1,26 +1,45 @@
-"""Kill random processes at random and at chosen moments under load, and check that no stream noticed."""
+"""Kill processes at random and at chosen moments under load, and check that no stream noticed."""
 
+import itertools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.chaos import moments
+from tests.chaos.moments import SETTLE_S, Moment, Scene
 from tests.chaos.service import ChaosService, wait_until
-from tests.chaos.workload import Request, Wave, differences, make_requests
+from tests.chaos.workload import Request, Wave, Whole, differences, make_requests
 
-# Nobody answers sooner after a death; what arrives earlier was under way.
-_SETTLE_S = 0.3
-# A request that is interrupted three times before it got past the place is taken for the cause, as it must be. Two
-# tokens say that it got past: the second comes of a step that was not in flight before.
-_TOKENS_BETWEEN = 2
+# A request that is interrupted three times before it got past the place is taken for the cause, as it must be. So all
+# streams get past it before anybody dies again: the second token comes of a step that was not in flight before, and
+# some more may have been on their way to the client.
+_TOKENS_BETWEEN = 4
 _STREAM_LIMIT_S = 180.0
-_MOMENTS = ("any time", "at once after recovery", "while its successor starts")
+# One thread and small steps: on a busy machine several threads wait for each other, and a step cannot be interrupted.
+_FLAGS = (
+    *("--cpu-memory-gib", "1", "--threads", "1", "--max-num-batched-tokens", "512"),
+    *("--heartbeat-timeout", "4", "--log-level", "error"),
+)
+
+MOMENTS: dict[str, Moment] = {
+    "any time": moments.at_any_time,
+    "after a result": moments.after_a_result,
+    "two at once": moments.two_at_once,
+    "successor starts": moments.while_its_successor_starts,
+    "at once again": moments.at_once,
+    "stopped": moments.stopped,
+    "streams come back": moments.while_streams_come_back,
+}
+PREFILL = "prefill"
+_PAIRS_OF_KINDS = ("worker+scheduler", "scheduler+gateway", "gateway+worker")
+_PAIRS = (*_PAIRS_OF_KINDS, "gateway+gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much chaos."""
+    """How much chaos. Each wave of streams sees every moment once: its prefill, then the others in any order."""
 
     num_kills: int
     num_streams: int
@@ -28,14 +47,16 @@ class Plan:
     victims: tuple[str, ...]
     num_gateways: int = 2
     seed: int = 0
+    moments: tuple[str, ...] = tuple(MOMENTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Kill:
-    """One death. `recovery_s`: until every stream that was open had more tokens, or had ended."""
+class Event:
+    """One disturbance. `recovery_s`: from the last death until every open stream had another token, or had ended."""
 
     victim: str
     moment: str
+    num_kills: int
     recovery_s: float
 
 
@@ -43,21 +64,28 @@ class Kill:
 class Result:
     """What came of it; `wrong` is empty if all is well."""
 
-    kills: list[Kill] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     num_streams: int = 0
     num_intact: int = 0
     wrong: list[str] = field(default_factory=list)
 
+    @property
+    def num_kills(self) -> int:
+        """SIGKILLs so far."""
+        return sum(event.num_kills for event in self.events)
 
-def run_chaos(model: Path, folder: Path, plan: Plan, *flags: str) -> Result:
+
+def run_chaos(
+    model: Path, folder: Path, plan: Plan, *flags: str, on_event: Callable[[Result], None] = lambda result: None
+) -> Result:
     """Run the requests once undisturbed, then in waves, while processes die, until there were enough kills."""
     result = Result()
     requests = make_requests(plan.num_streams, plan.max_tokens)
-    service = ChaosService(model, folder / "run", plan.num_gateways, *flags)
+    service = ChaosService(model, folder / "run", plan.num_gateways, *_FLAGS, *flags)
     try:
         expected = _undisturbed(service, requests, result)
-        chaos = _Chaos(service, plan, result)
-        while len(result.kills) < plan.num_kills and not result.wrong:
+        chaos = _Chaos(service, plan, result, on_event)
+        while result.num_kills < plan.num_kills and not result.wrong:
             chaos.run_wave(requests, expected)
         result.wrong += service.leaks()
     finally:
@@ -65,55 +93,72 @@ def run_chaos(model: Path, folder: Path, plan: Plan, *flags: str) -> Result:
     return result
 
 
-def _undisturbed(service: ChaosService, requests: Sequence[Request], result: Result) -> list[list[int]]:
-    wave = Wave(requests, service.clients)
+def _undisturbed(service: ChaosService, requests: Sequence[Request], result: Result) -> list[Whole]:
+    wave = Wave(requests, service.client)
     wave.close()
-    expected = [progress.whole or [] for progress in wave.progress]
-    golden = [request.golden or tokens for request, tokens in zip(requests, expected, strict=True)]
+    expected = [progress.whole or Whole([], "") for progress in wave.progress]
+    golden = [Whole(request.golden or got.token_ids, got.text) for request, got in zip(requests, expected, strict=True)]
     result.wrong += [f"undisturbed: {line}" for line in differences(requests, wave.progress, golden)]
     return expected
 
 
 class _Chaos:
-    def __init__(self, service: ChaosService, plan: Plan, result: Result) -> None:
+    def __init__(self, service: ChaosService, plan: Plan, result: Result, on_event: Callable[[Result], None]) -> None:
         self._service = service
         self._plan = plan
         self._result = result
+        self._on_event = on_event
         self._random = random.Random(plan.seed)
+        self._victims = {moment: self._shuffled_cycle(self._kinds(moment)) for moment in (PREFILL, *MOMENTS)}
 
-    def run_wave(self, requests: Sequence[Request], expected: Sequence[list[int]]) -> None:
-        wave = Wave(requests, self._service.clients)
+    def run_wave(self, requests: Sequence[Request], expected: Sequence[Whole]) -> None:
+        """Run all streams, disturbed at every moment, or until there were enough kills."""
+        self._service.client.wait_until_ready(_STREAM_LIMIT_S)
+        wave = Wave(requests, self._service.client)
+        scene = Scene(self._service, wave, self._random)
         try:
-            wait_until(lambda: wave.went_on([0] * len(requests), 1), _STREAM_LIMIT_S, "no stream begins")
-            while not wave.is_over and len(self._result.kills) < self._plan.num_kills:
-                self._kill_one(wave)
+            self._disturb(scene, PREFILL, moments.during_prefill)
+            for name in self._random.sample(self._plan.moments, len(self._plan.moments)):
+                if wave.is_over or self._result.num_kills >= self._plan.num_kills:
+                    break
+                self._disturb(scene, name, MOMENTS[name])
         except TimeoutError as error:
             self._result.wrong.append(str(error))
+            wave.cancel()
         wave.close()
         wrong = differences(requests, wave.progress, expected)
         self._result.num_streams += len(requests)
         self._result.num_intact += len(requests) - len(wrong)
         self._result.wrong += wrong
 
-    def _kill_one(self, wave: Wave) -> None:
-        """Choose victim and moment, and wait until all streams go on."""
-        victim = self._random.choice(self._plan.victims)
-        moment = _MOMENTS[len(self._result.kills) % len(_MOMENTS)]
-        if moment == "any time":
-            time.sleep(self._random.uniform(0.0, 1.0))
-        if wave.is_over:
+    def _disturb(self, scene: Scene, name: str, moment: Moment) -> None:
+        """Have a victim die, and wait until all streams go on."""
+        victim = next(self._victims[name], None)
+        if victim is None:
             return
-        first = self._service.kill(victim, self._random)
+        killed = moment(scene, victim)
         start_s = time.monotonic()
-        if moment == "while its successor starts":
-            wait_until(lambda: first not in _pids(self._service, victim) != [], 60.0, f"no new {victim} starts")
-            time.sleep(self._random.uniform(0.0, 0.5))
-            self._service.kill(victim, self._random)
-        time.sleep(_SETTLE_S)
-        since = wave.counts()
-        wait_until(lambda: wave.went_on(since, _TOKENS_BETWEEN), _STREAM_LIMIT_S, f"streams hang after a {victim} died")
-        self._result.kills.append(Kill(victim, moment, time.monotonic() - start_s))
+        time.sleep(SETTLE_S)
+        since = scene.wave.counts()
+        if scene.wave.is_over:
+            return
+        self._wait_until_streams_go_on(scene.wave, since, 1, f"{victim}, {name}")
+        self._result.events.append(Event(victim, name, len(killed), time.monotonic() - start_s))
+        self._on_event(self._result)
+        self._wait_until_streams_go_on(scene.wave, since, _TOKENS_BETWEEN, f"{victim}, {name}")
 
+    def _wait_until_streams_go_on(
+        self, wave: Wave, since: Sequence[int | None], num_tokens: int, what_died: str
+    ) -> None:
+        hang = f"streams hang, after {what_died}: they had {since} tokens"
+        wait_until(lambda: wave.went_on(since, num_tokens), _STREAM_LIMIT_S, hang)
 
-def _pids(service: ChaosService, victim: str) -> list[int]:
-    return [process.pid for process in service.processes(victim)]
+    def _kinds(self, moment: str) -> list[str]:
+        """What dies at such a moment."""
+        if moment != "two at once":
+            return list(self._plan.victims)
+        pairs = _PAIRS if self._plan.num_gateways > 1 else _PAIRS_OF_KINDS
+        return [pair for pair in pairs if set(pair.split("+")) <= set(self._plan.victims)]
+
+    def _shuffled_cycle(self, kinds: list[str]) -> Iterator[str]:
+        return itertools.cycle(self._random.sample(kinds, len(kinds)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 
 import grpc
 import pytest
@@ -246,6 +247,59 @@ def test_calls_go_to_all_gateways_in_turn_and_past_one_that_is_gone():
             for _ in range(3):
                 assert client.generate("x").text == "t0 t1 t2 "
         assert len(second.service.requests) == 5
+
+
+@pytest.mark.parametrize("first_turn", [0, 1])
+def test_streams_that_break_together_are_all_resumed_elsewhere(monkeypatch, first_turn):
+    monkeypatch.setattr("pagewire_client.gateways.random.randrange", lambda stop: first_turn)
+
+    def break_off(request, context, call):
+        yield fake.accepted(request, call)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+
+    once = RetryPolicy(max_attempts=1, max_resume_attempts=2, initial_backoff_s=0.01)
+    with (
+        fake.FakeGateway(fake.FakeService(break_off)) as broken,
+        fake.FakeGateway(fake.FakeService()) as good,
+        Client(f"{broken.address},{good.address}", retry=once) as client,
+    ):
+        streams = [client.stream("x") for _ in range(7)]
+        assert [stream.collect().text for stream in streams] == ["t0 t1 t2 "] * 7
+        assert len(broken.service.requests) == 4 - first_turn
+
+
+@pytest.mark.parametrize("kind", [SyncCaller, AsyncCaller])
+def test_calls_go_to_all_gateways_of_one_target_in_turn_and_are_resumed_at_another(kind):
+    """A list of addresses is handled as the addresses that a name resolves to."""
+    broken = threading.Event()
+
+    def break_off(request, context, call):
+        yield fake.accepted(request, call)
+        position = len(request.resume.received_token_ids)
+        yield fake.delta([position], f"t{position} ")
+        if broken.is_set() and not position:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+        yield fake.finished(2)
+
+    services = [fake.FakeService(break_off) for _ in range(2)]
+    with fake.FakeGateway(services[0]) as first, fake.FakeGateway(services[1]) as second:
+        caller = kind(f"ipv4:{first.address},{second.address}", retry=FAST_RETRY)
+        # Calls go to those that are connected.
+        while not all(service.requests for service in services):
+            caller.call("generate", "x")
+        counts = [len(service.requests) for service in services]
+        for _ in range(4):
+            caller.call("generate", "x")
+        assert [len(service.requests) for service in services] == [count + 2 for count in counts]
+        broken.set()
+        assert caller.call("generate", "x").text == "t0 t1 "
+        assert [len(service.requests) for service in services] == [count + 3 for count in counts]
+        broken.clear()
+        first.stop()
+        for _ in range(3):
+            assert caller.call("generate", "x").text == "t0 "
+        assert len(services[1].requests) == counts[1] + 6
+        caller.close()
 
 
 def test_retries_end(connect):

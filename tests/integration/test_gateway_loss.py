@@ -17,12 +17,13 @@ from tests.fakes.service_processes import child, children
 pytestmark = pytest.mark.model
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "recovery.md"
+LONG = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
 FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
 
 
 @pytest.fixture(scope="module")
 def service(demo_model):
-    with LocalService(str(demo_model), flags=[*FLAGS, "--orphan-grace-s", "3"]) as running:
+    with LocalService(str(demo_model), flags=[*FLAGS, "--orphan-grace-s", "3", "--drain-timeout", "0.3"]) as running:
         running.wait_until_ready(120)
         yield running
 
@@ -76,6 +77,27 @@ def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
             gateway.kill()
         outputs = batch.result(60)
     assert [output.outputs[0].token_ids for output in outputs] == [case["output_ids"] for case in cases]
+
+
+def test_streams_outlive_the_drain_timeout_of_their_gateway(service, client):
+    gateways = children(service, "scheduler_service.gateway")
+    expected = client.generate(GOLDEN[0]["prompt_ids"], LONG)
+    with (
+        client.stream(GOLDEN[0]["prompt_ids"], LONG) as first,
+        client.stream(GOLDEN[0]["prompt_ids"], LONG) as second,
+    ):
+        calls = [first._call, second._call]
+        next(first)
+        next(second)
+        gateways[0].terminate()
+        with ThreadPoolExecutor(2) as threads:
+            completions = list(threads.map(lambda stream: stream.collect(), (first, second)))
+        # The streams were at different gateways, one of which was drained.
+        assert [stream._call is call for stream, call in zip((first, second), calls, strict=True)].count(False) == 1
+    assert not gateways[0].is_running()
+    for completion in completions:
+        assert completion.choices == expected.choices
+        assert completion.usage.num_output_tokens == expected.usage.num_output_tokens
 
 
 def test_blocks_of_orphans_that_nobody_resumes_are_freed(service, client):

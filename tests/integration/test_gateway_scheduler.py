@@ -218,6 +218,20 @@ def test_a_stream_that_is_resumed_elsewhere_is_aborted(gateway: GatewayProcess, 
         assert error_reason(caught.value) == "STREAM_REPLACED"
 
 
+def test_a_resume_waits_for_an_engine_that_starts_again(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address, state=EngineState.STARTING) as scheduler:
+        while server_info(gateway).scheduler_incarnation != scheduler.incarnation.hex():
+            pass
+        call = resume(gateway)
+        check_unavailable(start(gateway), "is starting")
+        assert scheduler.take_all() == []
+        scheduler.set_state(EngineState.READY)
+        submit = scheduler.take(Submit)
+        assert (submit.resumes, submit.request_id) == (True, "mine")
+        scheduler.send_stream(submit.stream_id, byte_level_ids(b"dx"), stop_at_length(submit.stream_id))
+        assert "".join(event.delta.text for event in call) == "cdx"
+
+
 @pytest.mark.parametrize(("more", "text"), [(b"de", ""), (b"dx", "cdx")])
 def test_a_stop_text_may_span_the_scheduler_and_the_gateway_that_died(
     gateway: GatewayProcess, address: str, more: bytes, text: str

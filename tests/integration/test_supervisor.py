@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,11 +22,17 @@ class Service:
     """A supervisor process over fake children, or as a person starts it if `children` is None."""
 
     def __init__(
-        self, folder: Path, children: list[list[str]] | None, *flags: str, stderr: int | None = None, **environment: str
+        self,
+        folder: Path,
+        run_dir: Path,
+        children: list[list[str]] | None,
+        *flags: str,
+        stderr: int | None = None,
+        **environment: str,
     ) -> None:
         self.folder = folder
         self.stages: list[str] = []
-        self.run_dir = folder / "run"
+        self.run_dir = run_dir
         self._read_fd, event_fd = os.pipe()
         module = ["scheduler_service.supervisor"] if children is None else ["tests.fakes.supervised"]
         command = [sys.executable, "-m", *module, *([] if children is None else [json.dumps(children)])]
@@ -76,12 +83,14 @@ def start(tmp_path):
     services = []
 
     def start_service(children, *flags, **options):
-        services.append(Service(tmp_path, children, "--model", str(model), *flags, **options))
+        services.append(Service(tmp_path, Path(run_dir), children, "--model", str(model), *flags, **options))
         return services[-1]
 
-    yield start_service
-    for service in services:
-        service.close()
+    # tmp_path may be too long for sockets.
+    with tempfile.TemporaryDirectory(dir="/tmp") as run_dir:
+        yield start_service
+        for service in services:
+            service.close()
 
 
 def pids(path: Path, count: int = 1, limit_s: float = 20.0) -> list[int]:

@@ -17,6 +17,13 @@ def test_backoff_doubles_up_to_the_limit():
         assert 0.8 * expected <= policy.backoff_s(num_failures, None) <= 1.2 * expected
 
 
+def test_a_resume_is_tried_more_often_for_half_a_minute():
+    policy = RetryPolicy()
+    waits = [policy.backoff_s(number, None, resumes=True) for number in range(1, policy.max_resume_attempts)]
+    assert max(waits) <= 1.2 * policy.max_resume_backoff_s < policy.max_backoff_s
+    assert 25 < sum(waits) < 40
+
+
 def test_backoff_is_never_less_than_the_server_asked_for():
     assert RetryPolicy(initial_backoff_s=0.1).backoff_s(1, 5.0) == 5.0
 

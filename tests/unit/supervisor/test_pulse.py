@@ -73,8 +73,8 @@ def test_a_stopped_process_hangs_whatever_it_did(watch):
     assert psutil.Process(watched.process.pid).status() == psutil.STATUS_STOPPED
 
 
-def beat(state: ProcessState, quiet_s: float) -> Beat:
-    return Beat(state, "step 7", quiet_s, "", 0, None)
+def beat(state: ProcessState, quiet_s: float = 0.0, num_steps: int = 0) -> Beat:
+    return Beat(state, "step 7", quiet_s, "", num_steps, None)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,22 @@ def test_a_heartbeat_begins_the_silence_anew(watch):
     pulse.take(beat(ProcessState.IDLE, 0.0), 5.8)
     assert pulse.why_hung(pid, 6.6) is None
     assert pulse.why_hung(pid, 6.8) == "no heartbeat for 1.0 s"
+
+
+def test_a_start_has_worked_after_one_step():
+    pulse = Pulse(LIMITS, 0.0)
+    pulse.take(beat(ProcessState.STARTING), 60.0)
+    pulse.take(beat(ProcessState.BUSY), 60.2)
+    assert not pulse.has_worked(5.0)
+    pulse.take(beat(ProcessState.BUSY, num_steps=1), 60.4)
+    assert pulse.has_worked(5.0)
+
+
+def test_a_start_has_worked_when_it_was_ready_for_long_enough():
+    pulse = Pulse(LIMITS, 0.0)
+    assert not pulse.has_worked(0.0)
+    for now_s, state in ((60.0, ProcessState.STARTING), (61.0, ProcessState.IDLE), (65.9, ProcessState.STARTING)):
+        pulse.take(beat(state), now_s)
+        assert not pulse.has_worked(5.0)
+    pulse.take(beat(ProcessState.DRAINING), 66.0)
+    assert pulse.has_worked(5.0)

@@ -1,4 +1,5 @@
-"""When is a failed call tried again, or a broken stream resumed? On UNAVAILABLE, with exponential backoff."""
+"""When is a failed call tried again, or a broken stream resumed? On UNAVAILABLE, with exponential backoff, and when the
+server says when to come back."""
 
 import random
 import time
@@ -58,7 +59,8 @@ class Attempts:
         """
         self._num_failures += 1
         most = self._policy.max_resume_attempts if resumes else self._policy.max_attempts
-        if error.code is not grpc.StatusCode.UNAVAILABLE or self._num_failures >= most:
+        is_temporary = error.code is grpc.StatusCode.UNAVAILABLE or error.details.retry_delay_s is not None
+        if not is_temporary or self._num_failures >= most:
             raise error
         wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s, resumes=resumes)
         remaining_s = self.remaining_s()

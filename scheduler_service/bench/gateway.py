@@ -68,6 +68,8 @@ def run_scheduler(
             router.send_multipart([peer, codec.encode(status, incarnation, gateway)])
         elif isinstance(envelope.message, Submit):
             stream_ids.append(envelope.message.stream_id)
+            accepted = StepTokens(b"", b"", [], accepted=stream_ids[-1:].tobytes())
+            router.send_multipart([peer, codec.encode(accepted, incarnation, gateway)])
     start = time.monotonic() + 0.5
     for step in range(num_tokens):
         time.sleep(max(0.0, start + step / step_rate - time.monotonic()))

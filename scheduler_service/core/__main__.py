@@ -56,6 +56,15 @@ def _parse() -> argparse.Namespace:
         default=defaults.orphan_grace_s,
         help="seconds that sequences run on when their gateway is gone, for callers who resume them",
     )
+    parser.add_argument(
+        "--max-waiting-requests",
+        type=int,
+        default=defaults.max_waiting_requests,
+        help="most requests that wait for their first turn; further ones are refused",
+    )
+    parser.add_argument(
+        "--max-waiting-tokens", type=int, default=defaults.max_waiting_tokens, help="most tokens of those requests"
+    )
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -73,6 +82,8 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         prefix_caching=arguments.prefix_caching,
         async_scheduling=arguments.async_scheduling,
         orphan_grace_s=arguments.orphan_grace_s,
+        max_waiting_requests=arguments.max_waiting_requests,
+        max_waiting_tokens=arguments.max_waiting_tokens,
     )
 
 

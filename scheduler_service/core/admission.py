@@ -9,11 +9,12 @@ from pagewire.ipc.requests import Limits, ModelInfo, RejectReason, Submit
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request may not enter; `field` names the Submit field at fault, if one is."""
+    """Why a request may not enter; see pagewire.ipc.requests.Rejected."""
 
     reason: RejectReason
     field: str
     message: str
+    retry_after_s: float = 0.0
 
 
 def check(submit: Submit, limits: Limits, model: ModelInfo) -> int | Refusal:

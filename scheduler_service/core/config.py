@@ -9,7 +9,8 @@ class SchedulerConfig:
 
     `max_model_len` None: the model's own. `num_blocks` None: what the workers have room for. With
     `async_scheduling` the next step is sent while one runs. Sequences whose gateway is gone run on for
-    `orphan_grace_s`, at most `max_orphans` of them with `max_orphan_tokens` when they are taken in.
+    `orphan_grace_s`, at most `max_orphans` of them with `max_orphan_tokens` when they are taken in. At most
+    `max_waiting_requests` with `max_waiting_tokens` wait for their first turn; further ones are refused.
 
     Raises:
         ValueError: the sizes contradict each other; the message says which and what to change.
@@ -26,9 +27,18 @@ class SchedulerConfig:
     orphan_grace_s: float = 10.0
     max_orphans: int = 1024
     max_orphan_tokens: int = 1 << 20
+    max_waiting_requests: int = 4096
+    max_waiting_tokens: int = 1 << 24
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
+        for name in (
+            "block_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "tensor_parallel_size",
+            "max_waiting_requests",
+            "max_waiting_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("max_model_len", "num_blocks"):

@@ -144,7 +144,7 @@ class SchedulerLoop:
         refusal = self._admit(gateway, submit)
         if refusal is not None:
             logger.info("request refused request_id=%s reason=%s", submit.request_id, refusal.message)
-            rejected = Rejected(submit.stream_id, refusal.reason, refusal.field, refusal.message)
+            rejected = Rejected(submit.stream_id, refusal.reason, refusal.field, refusal.message, refusal.retry_after_s)
             if not self._gateways.send(gateway, rejected):
                 self._forget([gateway])
 
@@ -159,8 +159,10 @@ class SchedulerLoop:
             return max_total_tokens
         running = self._scheduler.find(submit) if submit.resumes else None
         if running is None:
-            self._scheduler.add(gateway, submit, max_total_tokens)
-            return None
+            refusal = self._scheduler.refuse_for_room(submit)
+            if refusal is None:
+                self._scheduler.add(gateway, submit, max_total_tokens)
+            return refusal
         refusal = check_resume(running, submit, max_total_tokens)
         if refusal is None:
             logger.info("request resumed request_id=%s num_tokens=%d", submit.request_id, len(running.token_ids))

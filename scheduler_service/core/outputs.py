@@ -16,6 +16,7 @@ class _News:
     stream_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
     logprobs: dict[int, bytes] = field(default_factory=dict)
 
@@ -25,6 +26,10 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._news: defaultdict[bytes, _News] = defaultdict(_News)
+
+    def add_accepted(self, gateway: bytes, stream_id: int) -> None:
+        """The stream's request was taken."""
+        self._news[gateway].accepted.append(stream_id)
 
     def add_start(self, sequence: Sequence) -> None:
         """The sequence runs for the first time."""
@@ -61,6 +66,7 @@ class OutputCollector:
 
     def add_history(self, sequence: Sequence, num_received: int) -> None:
         """All that a stream must be told which goes on with this sequence; it has received so many of its tokens."""
+        self.add_accepted(sequence.gateway, sequence.stream_id)
         if sequence.num_cached_tokens is not None:
             self.add_start(sequence)
         news = self._news[sequence.gateway]
@@ -84,6 +90,7 @@ class OutputCollector:
                     stream_ids=np.array(news.stream_ids, dtype="<u4").tobytes(),
                     token_ids=np.array(news.token_ids, dtype="<i4").tobytes(),
                     ended=news.ended,
+                    accepted=np.array(news.accepted, dtype="<u4").tobytes(),
                     started=news.started,
                     logprobs=news.logprobs,
                 ),

@@ -12,15 +12,15 @@ import numpy as np
 
 from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
 from pagewire.ipc.steps import StepBatch, StepOutput
+from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
 from scheduler_service.core.outputs import OutputCollector, split_logprobs
-from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
 from scheduler_service.core.step_plan import StepInFlight
-from scheduler_service.core.waiting_queue import WaitingQueue
+from scheduler_service.core.waiting_room import WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,8 @@ class Scheduler:
         self._by_request_id: dict[str, Sequence] = {}
         self._orphans = Orphans(config)
         self._num_orphaned = 0
-        self._waiting = WaitingQueue()
-        self._waiting_suspects = WaitingQueue()
-        self._quarantine = Quarantine()
-        self._running = RunningSet(config, num_blocks, self._requeue)
+        self._waiting = WaitingRoom(config)
+        self._running = RunningSet(config, num_blocks, self._waiting.push)
         self._in_flight: deque[StepInFlight] = deque()
         self._outputs = OutputCollector()
         self._num_arrivals = 0
@@ -81,9 +79,15 @@ class Scheduler:
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
-        self._requeue(sequence)
-        if not self._quarantine.admit(sequence.request_id):
+        self._outputs.add_accepted(gateway, submit.stream_id)
+        self._waiting.backlog.enter(len(token_ids))
+        self._waiting.push(sequence)
+        if not self._waiting.quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
+
+    def refuse_for_room(self, submit: Submit) -> Refusal | None:
+        """Why there is no room for another request now; requests that were accepted before need no room."""
+        return None if submit.was_accepted else self._waiting.backlog.refuse(len(submit.token_ids) // 4)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
         """Whether this stream's sequence has not ended yet."""
@@ -210,23 +214,18 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
-        while budget > 0 and (queue := self._open_queue()) is not None and (waiting := queue.peek()) is not None:
+        while budget > 0 and (waiting := self._waiting.next(is_alone=not self._running.num_held_slots)) is not None:
             is_first_run = waiting.num_cached_tokens is None
             new_slot = self._running.admit(waiting)
             if new_slot is None:
                 break
-            queue.pop()
+            self._waiting.take(waiting)
             if is_first_run:
+                self._waiting.backlog.leave(waiting.num_given_tokens, to_run=True)
                 self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks
-
-    def _open_queue(self) -> WaitingQueue | None:
-        """Where the next sequence comes from. While there are suspects: one of them, once nobody else runs."""
-        if not self._quarantine.has_suspects:
-            return self._waiting
-        return self._waiting_suspects if self._running.num_held_slots == 0 else None
 
     def _add_chunk(self, chunks: list[tuple[int, int]], slot: int, budget: int) -> int:
         """Let the slot compute as many of its known tokens as the budget allows; returns what is left of it."""
@@ -272,7 +271,7 @@ class Scheduler:
             self._fail_nan(step, output.nan_flags)
         drew = slice(None) if len(step.sampled) == len(step.slots) else step.is_sampled
         self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
-        if self._quarantine:
+        if self._waiting.quarantine:
             self._clear_suspects(step)
         for sequence, record in records:
             if not sequence.is_over:
@@ -295,13 +294,14 @@ class Scheduler:
 
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
+        quarantine = self._waiting.quarantine
         for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
             sequence = self._running.table.sequences[slot]
-            if sequence is None or not self._quarantine.note_progress(sequence.request_id, num_computed):
+            if sequence is None or not quarantine.note_progress(sequence.request_id, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
-            self._sort_queues()
-            if self._quarantine.has_suspects and sequence.status is Status.RUNNING:
+            self._waiting.sort()
+            if quarantine.has_suspects and sequence.status is Status.RUNNING:
                 self._running.leave(sequence, Status.PREEMPTING)
 
     def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
@@ -323,14 +323,16 @@ class Scheduler:
         del self._sequences[sequence.gateway, sequence.stream_id]
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
-        self._quarantine.leave(sequence.request_id)
+        self._waiting.quarantine.leave(sequence.request_id)
+        if sequence.num_cached_tokens is None:
+            self._waiting.backlog.leave(sequence.num_given_tokens, to_run=False)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:
             sequence.move_to(Status.ENDING)
         else:
             sequence.move_to(Status.ENDED)
-            self._queue_of(sequence).note_over()
+            self._waiting.note_over(sequence)
 
     # ---- loss of the workers, and self-check ----------------------------------------------------------------------
 
@@ -339,11 +341,11 @@ class Scheduler:
 
         A sequence fails that is found to have killed them, or that the new pool can never hold.
         """
-        condemned = self._quarantine.note_death(self._reaches())
+        condemned = self._waiting.quarantine.note_death(self._reaches())
         self._in_flight.clear()
         self._unsent.clear()
         self._running.reset(num_blocks)
-        self._sort_queues()
+        self._waiting.sort()
         for request_id in condemned:
             logger.error("request condemned request_id=%s", request_id)
             if (sequence := self._by_request_id.get(request_id)) is not None:
@@ -376,24 +378,13 @@ class Scheduler:
                     reaches[sequence.request_id] = num_computed
         return reaches
 
-    def _sort_queues(self) -> None:
-        """Who is a suspect has changed: have every sequence wait where it belongs."""
-        waiting = [*self._waiting.live(), *self._waiting_suspects.live()]
-        self._waiting, self._waiting_suspects = WaitingQueue(), WaitingQueue()
-        for sequence in waiting:
-            self._requeue(sequence)
-
-    def _requeue(self, sequence: Sequence) -> None:
-        self._queue_of(sequence).push(sequence)
-
-    def _queue_of(self, sequence: Sequence) -> WaitingQueue:
-        return self._waiting_suspects if self._quarantine.is_suspect(sequence.request_id) else self._waiting
-
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""
         self._running.check_integrity()
         live = {id(sequence) for sequence in self._sequences.values()}
-        queued = {id(sequence) for queue in (self._waiting, self._waiting_suspects) for sequence in queue.live()}
+        queued = {id(sequence) for sequence in self._waiting.live()}
+        new = [sequence.num_given_tokens for sequence in self._waiting.live() if sequence.num_cached_tokens is None]
+        assert self._waiting.backlog.size == (len(new), sum(new)), "the backlog is not what waits for its first turn"
         held = {id(sequence) for sequence in self._running.holding() if not sequence.is_over}
         assert not queued & held, "a sequence is queued and holds a slot"
         assert live == queued | held, "a sequence is neither queued nor holding a slot"

@@ -36,7 +36,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.NoChatTemplateError: _Kind(grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
     exceptions.EngineUnavailableError: _Kind(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry_s=1.0),
     exceptions.GatewayDrainingError: _Kind(grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING", retry_s=1.0),
-    exceptions.EngineOverloadedError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", retry_s=1.0),
+    exceptions.EngineOverloadedError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     exceptions.DeadlinePassedError: _Kind(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     exceptions.StreamReplacedError: _Kind(grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
     exceptions.SequenceFailedError: _Kind(grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
@@ -78,9 +78,14 @@ def _details(error: Exception, kind: _Kind) -> list[Message]:
             field=_shortened(error.field), description=_shortened(error.problem)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if kind.retry_s is not None:
+    retry_s = kind.retry_s
+    if isinstance(error, exceptions.EngineOverloadedError):
+        violated = error_details_pb2.QuotaFailure.Violation(subject=error.quota, description=_shortened(str(error)))
+        details.append(error_details_pb2.QuotaFailure(violations=[violated]))
+        retry_s = error.retry_after_s
+    if retry_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(kind.retry_s * 1000))
+        delay.FromMilliseconds(round(retry_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
 

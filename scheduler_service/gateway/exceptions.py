@@ -72,7 +72,17 @@ class GatewayDrainingError(RequestError):
 
 
 class EngineOverloadedError(RequestError):
-    """The engine has more work than it takes; the same request may succeed later."""
+    """The engine has more work than it takes; the same request may succeed later.
+
+    Args:
+        quota: the limit that is reached.
+        retry_after_s: there may be room then.
+    """
+
+    def __init__(self, message: str, quota: str, retry_after_s: float) -> None:
+        super().__init__(f"the queue is full: {message}")
+        self.quota = quota
+        self.retry_after_s = retry_after_s
 
 
 class DeadlinePassedError(RequestError):

@@ -45,6 +45,8 @@ async def answer_generate(
     outcome = "failed"
     try:
         streams += map(scheduler.open, generations)
+        for stream in streams:
+            await stream.accepted()
         await context.write(_accepted(generations[0], model_name))
         finished = _finished(streams, await _relay_all(streams, context.write))
         await context.write(generate_pb2.GenerateResponse(finished=finished))

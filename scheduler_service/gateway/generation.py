@@ -41,13 +41,14 @@ class Generation:
     is_final_only: bool
     is_resumed: bool = False
 
-    def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool) -> Submit:
+    def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool, was_accepted: bool) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.
 
         Args:
             stream_id: names the stream.
             output_ids: int32.
             resumes: go on with the request's sequence if it still lives.
+            was_accepted: an earlier scheduler took it.
         """
         return Submit(
             stream_id=stream_id,
@@ -63,4 +64,5 @@ class Generation:
             cache_salt=self.cache_salt,
             deadline_s=self.deadline_s,
             resumes=resumes,
+            was_accepted=was_accepted or self.is_resumed,
         )

@@ -217,11 +217,16 @@ class SchedulerClient:
         try:
             stream_ids = memoryview(step.stream_ids).cast("I")
             token_ids = memoryview(step.token_ids).cast("i")
+            accepted = memoryview(step.accepted).cast("I")
         except TypeError as error:
             raise ProtocolError(f"an array of a step is not one of 32-bit integers: {error}") from error
         if len(stream_ids) != len(token_ids):
             raise ProtocolError(f"a step has {len(stream_ids)} streams and {len(token_ids)} tokens")
         streams = self._streams
+        for stream_id in accepted:
+            if (stream := streams.get(stream_id)) is not None:
+                stream.accept()
+                touched[stream] = None
         for started in step.started:
             if (stream := streams.get(started.stream_id)) is not None:
                 stream.start(started.num_cached_tokens)
@@ -350,6 +355,6 @@ def _rejection(rejected: Rejected) -> RequestError:
         case RejectReason.INVALID:
             return InvalidArgumentError(_PUBLIC_FIELDS.get(rejected.field, rejected.field), rejected.message)
         case RejectReason.OVERLOADED:
-            return EngineOverloadedError(rejected.message)
+            return EngineOverloadedError(rejected.message, rejected.field, rejected.retry_after_s)
         case RejectReason.UNAVAILABLE:
             return EngineUnavailableError(rejected.message)

@@ -69,9 +69,15 @@ class Stream:
         self._finish: Finish | None = None
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._acceptance: asyncio.Future[None] | None = None
+        self._is_accepted = False
         self._replay()
 
     # ---- what the scheduler says ----------------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """The scheduler has taken the request."""
+        self._is_accepted = True
 
     def start(self, num_cached_tokens: int) -> None:
         """The sequence runs. What a later run finds in the prefix cache is no news for the caller."""
@@ -103,6 +109,8 @@ class Stream:
         """Let the reader have the news, if there is any for it."""
         if self._waiter is not None and not self._waiter.done() and self._has_news:
             self._waiter.set_result(None)
+        if self._acceptance is not None and not self._acceptance.done() and self._is_known:
+            self._acceptance.set_result(None)
 
     @property
     def is_finished(self) -> bool:
@@ -116,9 +124,28 @@ class Stream:
 
     def to_submit(self, *, resumes: bool) -> Submit:
         """The message that makes a scheduler run what is left of this request; `resumes`: its sequence may live."""
-        return self.generation.to_submit(self.stream_id, self._token_ids, resumes=resumes)
+        return self.generation.to_submit(
+            self.stream_id, self._token_ids, resumes=resumes, was_accepted=self._is_accepted
+        )
 
     # ---- what the caller gets -------------------------------------------------------------------------------------
+
+    async def accepted(self) -> None:
+        """Wait until the request is accepted.
+
+        Raises:
+            RequestError: it was not.
+        """
+        if not self._is_known:
+            self._acceptance = asyncio.get_running_loop().create_future()
+            await self._acceptance
+        if self._error is not None and not self._is_accepted:
+            raise self._error
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether there is an answer to the request."""
+        return self._is_accepted or self.is_finished
 
     async def next(self) -> Output:
         """Wait for news and take all of it. To a caller who wants output at the end alone, only the end is news.

@@ -59,6 +59,8 @@ ENGINE_FLAGS = (
     EngineFlag("load-format", _WORKER, str, "dummy draws random weights", ("auto", "dummy")),
     EngineFlag("seed", _WORKER, int, "seed of dummy weights"),
     EngineFlag("max-message-bytes", _GATEWAY, int, "largest request message"),
+    EngineFlag("max-waiting-requests", _SCHEDULER, int, "most requests that wait; further ones are refused"),
+    EngineFlag("max-waiting-tokens", _SCHEDULER, int, "most tokens of waiting requests"),
     EngineFlag("orphan-grace-s", _SCHEDULER, float, "how long sequences run on when their gateway is gone"),
     EngineFlag("recovery-timeout-s", _GATEWAY, float, "how long streams wait for a scheduler when theirs is gone"),
     EngineFlag("trace-dir", _SCHEDULER | _WORKER, str, "directory for Chrome traces, written at the end"),

@@ -25,6 +25,7 @@ from pagewire.ipc.requests import (
     Load,
     ModelInfo,
     StepTokens,
+    Submit,
 )
 
 TIMEOUT_S = 20.0
@@ -43,7 +44,7 @@ class FakeScheduler:
         eos_token_ids: of the pretended model.
         state: told to gateways from the start.
 
-    While `is_silent` is set greetings are not answered.
+    While `is_silent` is set greetings are not answered; while `accepts` is not, requests are neither.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class FakeScheduler:
         self.model = ModelInfo("fake", vocab_size, max_model_len, eos_token_ids)
         self.limits = Limits(max_model_len, 256, 2048, 16, 4096)
         self.is_silent = False
+        self.accepts = True
         self._status = self._make_status(state)
         self._codec: Codec[GatewayMessage] = Codec(GatewayMessage)
         self._arrived: queue.Queue[msgspec.Struct] = queue.Queue()
@@ -180,6 +182,12 @@ class FakeScheduler:
             self._gateways[envelope.sender] = routing_id
             router.send_multipart([routing_id, self._codec.encode(self._status, self.incarnation, envelope.sender)])
         else:
+            if isinstance(envelope.message, Submit) and self.accepts:
+                accepted = array("I", [envelope.message.stream_id]).tobytes()
+                news = self._codec.encode(
+                    StepTokens(b"", b"", [], accepted=accepted), self.incarnation, envelope.sender
+                )
+                router.send_multipart([routing_id, news])
             self._arrived.put(envelope.message)
 
 

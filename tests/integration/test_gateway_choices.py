@@ -34,6 +34,7 @@ def gateway(scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
     assert scheduler.take_all() == []
+    scheduler.accepts = True
     return gateway.stub()
 
 
@@ -79,6 +80,7 @@ def test_a_choice_that_fails_ends_the_others(stub: Any, scheduler: FakeScheduler
 
 
 def test_a_refused_choice_refuses_the_request(stub: Any, scheduler: FakeScheduler) -> None:
+    scheduler.accepts = False
     call = stub.Generate(generate_request(sampling=generate_pb2.SamplingParams(n=2)))
     first, second = take_submits(scheduler, 2)
     scheduler.send(Rejected(first.stream_id, RejectReason.OVERLOADED, "", "too many"))

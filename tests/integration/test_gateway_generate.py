@@ -44,6 +44,7 @@ def gateway(scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
     assert scheduler.take_all() == []
+    scheduler.accepts = True
     return gateway.stub()
 
 
@@ -179,8 +180,9 @@ def test_generate_resumed_at_its_end_finishes_without_the_scheduler(stub: Any, s
 def test_generate_passes_a_rejection_on(
     stub: Any, scheduler: FakeScheduler, reason: RejectReason, code: grpc.StatusCode
 ) -> None:
-    call, _ = start(stub)
-    scheduler.send(Rejected(scheduler.take(Submit).stream_id, reason, "max_tokens", "is too much"))
+    scheduler.accepts = False
+    call = stub.Generate(generate_request(), timeout=TIMEOUT_S)
+    scheduler.send(Rejected(scheduler.take(Submit).stream_id, reason, "max_tokens", "is too much", 2.0))
     with pytest.raises(grpc.RpcError) as caught:
         next(call)
     assert caught.value.code() == code

@@ -153,7 +153,9 @@ def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: 
         again = scheduler.take(Submit), scheduler.take(Submit)
         for submit, old, received in zip(again, (first, second), (b"xy", b""), strict=True):
             assert np.frombuffer(submit.token_ids, np.int32).tolist() == [1, 2, *byte_level_ids(received)]
-            assert structs.replace(submit, stream_id=old.stream_id, token_ids=old.token_ids) == old
+            assert submit.was_accepted
+            changed = {"stream_id": old.stream_id, "token_ids": old.token_ids, "was_accepted": False}
+            assert structs.replace(submit, **changed) == old
         scheduler.send_tokens([(first.stream_id, 1)], stop_at_length(second.stream_id))
         for submit in again:
             scheduler.send_stream(submit.stream_id, byte_level_ids(b"z"), stop_at_length(submit.stream_id))

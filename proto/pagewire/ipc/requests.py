@@ -1,10 +1,10 @@
 """Messages between a gateway and the scheduler.
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
-greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step sends
-each gateway one `StepTokens`.
+greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
+when it has accepted requests, sends each gateway one `StepTokens`.
 
-Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` as uint32.
+Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 
 Log probabilities travel as one record per token, of `logprob_record_bytes`: rank (int32; 1 is the most likely) and log
 probability (float32) of the token, then token id (int32) and log probability of each alternative, most likely first.
@@ -70,7 +70,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 
     `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
     `max_tokens` counts output tokens, those included. `deadline_s` is Unix time. `resumes`: a sequence of this
-    request id that still lives is continued, from whichever stream it belongs to.
+    request id that still lives is continued, from whichever stream it belongs to. `was_accepted`: it was taken before,
+    by this scheduler or another, and is not refused for want of room.
     """
 
     stream_id: int
@@ -86,6 +87,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     cache_salt: str
     deadline_s: float | None
     resumes: bool = False
+    was_accepted: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -161,12 +163,14 @@ class RejectReason(enum.IntEnum):
 
 
 class Rejected(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=12):
-    """The request was not taken. `field` names the offending Submit field for INVALID."""
+    """The request was not taken. `field` names the offending Submit field for INVALID, the limit that is reached for
+    OVERLOADED; `retry_after_s`: there may be room then."""
 
     stream_id: int
     reason: RejectReason
     field: str
     message: str
+    retry_after_s: float = 0.0
 
 
 class EndReason(enum.IntEnum):
@@ -197,7 +201,8 @@ class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):
-    """All news of one step for one gateway: some streams started, stream_ids[i] produced token_ids[i], some ended.
+    """All news for one gateway: some streams were accepted, some started, stream_ids[i] produced token_ids[i], and some
+    ended.
 
     `logprobs`: for each stream that wants them, by its id, the records of its tokens in this message.
     """
@@ -207,6 +212,7 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     ended: list[Ended]
     started: list[Started] = []
     logprobs: dict[int, bytes] = {}
+    accepted: bytes = b""
 
 
 SchedulerMessage = EngineStatus | Rejected | StepTokens

@@ -48,6 +48,11 @@ def test_other_codes_are_final(code):
         Attempts(RetryPolicy(), None).wait_after(error)
 
 
+def test_a_server_without_room_is_asked_again_when_it_says_so():
+    full = make_error(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", ErrorDetails(retry_delay_s=3.0))
+    assert Attempts(RetryPolicy(), None).wait_after(full) >= 3.0
+
+
 def test_a_wait_past_the_deadline_is_not_begun():
     attempts = Attempts(RetryPolicy(), timeout_s=1.0)
     with pytest.raises(UnavailableError):

@@ -190,7 +190,7 @@ def test_conversion_hands_on_token_rules(prompts: PromptReader) -> None:
 
 def test_conversion_fills_in_defaults(prompts: PromptReader) -> None:
     first, second = convert(prompts), convert(prompts)
-    submit = first.to_submit(7, first.received_ids, resumes=False)
+    submit = first.to_submit(7, first.received_ids, resumes=False, was_accepted=False)
     assert submit.sampling == Sampling(1.0, 0, 1.0, 0.0, first.sampling.seed)
     assert submit.stream_id == 7
     assert (submit.num_prompt_tokens, submit.max_tokens, submit.min_tokens) == (2, 62, 0)
@@ -220,7 +220,7 @@ def test_conversion_hands_on_what_is_asked_for(prompts: PromptReader) -> None:
         cache_salt="tenant",
         request_id="Az09._-",
     )
-    submit = generation.to_submit(1, generation.received_ids, resumes=False)
+    submit = generation.to_submit(1, generation.received_ids, resumes=False, was_accepted=False)
     assert list(memoryview(submit.token_ids).cast("i")) == [5, 6, 299]
     assert submit.sampling == Sampling(0.0, 40, 0.5, 0.25, 2**64 - 1)
     assert (submit.request_id, submit.priority, submit.cache_salt) == ("Az09._-", -1000, "tenant")
@@ -273,7 +273,7 @@ def test_conversion_resumes_after_the_received_tokens(prompts: PromptReader) -> 
         resume={"request_id": "abc", "seed": 5, "received_token_ids": [7, 8]},
         stopping={"max_tokens": 10},
     )
-    submit = generation.to_submit(1, generation.received_ids, resumes=False)
+    submit = generation.to_submit(1, generation.received_ids, resumes=False, was_accepted=False)
     assert list(memoryview(submit.token_ids).cast("i")) == [1, 2, 7, 8]
     assert (submit.num_prompt_tokens, submit.max_tokens) == (2, 10)
     assert (submit.request_id, submit.sampling.seed) == ("abc", 5)

@@ -14,7 +14,7 @@ CASES = [
     (exceptions.NoChatTemplateError(), grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
     (exceptions.EngineUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE"),
     (exceptions.GatewayDrainingError(), grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING"),
-    (exceptions.EngineOverloadedError("x"), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
+    (exceptions.EngineOverloadedError("x", "q", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     (exceptions.DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     (exceptions.StreamReplacedError(), grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
     (exceptions.SequenceFailedError("NaN"), grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
@@ -26,7 +26,12 @@ def details(status: status_pb2.Status) -> dict[type, object]:
     """The details by type."""
     found: dict[type, object] = {}
     for packed in status.details:
-        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+        for kind in (
+            error_details_pb2.ErrorInfo,
+            error_details_pb2.BadRequest,
+            error_details_pb2.RetryInfo,
+            error_details_pb2.QuotaFailure,
+        ):
             message = kind()
             if packed.Unpack(message):
                 found[kind] = message
@@ -56,11 +61,28 @@ def test_status_names_the_invalid_field() -> None:
     assert status.message == "sampling.top_p: is 2, must be at most 1"
 
 
-@pytest.mark.parametrize("kind", [exceptions.EngineUnavailableError, exceptions.EngineOverloadedError])
-def test_status_says_when_to_come_back(kind: type[exceptions.RequestError]) -> None:
-    retry = details(errors.to_status(kind("x")))[error_details_pb2.RetryInfo]
+@pytest.mark.parametrize(
+    ("error", "delay_ms"),
+    [
+        (exceptions.EngineUnavailableError("x"), 1000),
+        (exceptions.EngineOverloadedError("x", "max_waiting_requests", 2.5), 2500),
+    ],
+)
+def test_status_says_when_to_come_back(error: exceptions.RequestError, delay_ms: int) -> None:
+    retry = details(errors.to_status(error))[error_details_pb2.RetryInfo]
     assert isinstance(retry, error_details_pb2.RetryInfo)
-    assert retry.retry_delay.ToMilliseconds() > 0
+    assert retry.retry_delay.ToMilliseconds() == delay_ms
+
+
+def test_status_names_the_quota_that_is_reached() -> None:
+    error = exceptions.EngineOverloadedError("9 requests wait", "max_waiting_requests", 1.0)
+    quota = details(errors.to_status(error))[error_details_pb2.QuotaFailure]
+    assert isinstance(quota, error_details_pb2.QuotaFailure)
+    (violation,) = quota.violations
+    assert (violation.subject, violation.description) == (
+        "max_waiting_requests",
+        "the queue is full: 9 requests wait",
+    )
 
 
 def test_status_of_an_unexpected_error_tells_nothing() -> None:

@@ -1,0 +1,54 @@
+"""Who waits for a slot, and who is next?"""
+
+from scheduler_service.core.backlog import Backlog
+from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.quarantine import Quarantine
+from scheduler_service.core.sequence import Sequence
+from scheduler_service.core.waiting_queue import WaitingQueue
+
+
+class WaitingRoom:
+    """Sequences without a slot. While there are suspects of having killed a worker, each runs alone, and others wait.
+
+    Attributes:
+        quarantine: knows the suspects; `sort` follows it.
+        backlog: those that have never had a slot.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.quarantine = Quarantine()
+        self.backlog = Backlog(config)
+        self._queue = WaitingQueue()
+        self._suspects = WaitingQueue()
+
+    def push(self, sequence: Sequence) -> None:
+        """A WAITING sequence takes its place, a preempted one its old place."""
+        self._queue_of(sequence).push(sequence)
+
+    def next(self, *, is_alone: bool) -> Sequence | None:
+        """The sequence whose turn it is, if there is one; `is_alone`: no other has a slot."""
+        if not self.quarantine.has_suspects:
+            return self._queue.peek()
+        return self._suspects.peek() if is_alone else None
+
+    def take(self, sequence: Sequence) -> None:
+        """The one whose turn it was got a slot."""
+        self._queue_of(sequence).pop()
+
+    def note_over(self, sequence: Sequence) -> None:
+        """A sequence ended while it waited."""
+        self._queue_of(sequence).note_over()
+
+    def sort(self) -> None:
+        """Who is a suspect has changed: have every sequence wait where it belongs."""
+        waiting = self.live()
+        self._queue, self._suspects = WaitingQueue(), WaitingQueue()
+        for sequence in waiting:
+            self.push(sequence)
+
+    def live(self) -> list[Sequence]:
+        """All that wait, in no order."""
+        return self._queue.live() + self._suspects.live()
+
+    def _queue_of(self, sequence: Sequence) -> WaitingQueue:
+        return self._suspects if self.quarantine.is_suspect(sequence.request_id) else self._queue

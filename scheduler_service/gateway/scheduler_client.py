@@ -33,6 +33,7 @@ from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.exceptions import (
     EngineOverloadedError,
     EngineUnavailableError,
+    GatewayDrainingError,
     InvalidArgumentError,
     RequestError,
 )
@@ -153,7 +154,7 @@ class SchedulerClient:
         self._keeper.cancel()
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
         for stream in [*self._streams.values(), *self._waiting.all()]:
-            stream.fail(EngineUnavailableError("the gateway is shutting down: send the request again or resume it"))
+            stream.fail(GatewayDrainingError())
             stream.wake()
         # The farewell covers them all: there is nothing to tell of those that are closed from now on.
         self._streams.clear()

@@ -9,7 +9,7 @@ import pytest
 
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, Rejected, RejectReason, Sampling, Submit
 from scheduler_service.gateway import scheduler_client
-from scheduler_service.gateway.exceptions import EngineOverloadedError, EngineUnavailableError
+from scheduler_service.gateway.exceptions import EngineOverloadedError, EngineUnavailableError, GatewayDrainingError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.stream import Stream
@@ -106,7 +106,7 @@ def test_streams_closed_together_are_aborted_by_one_message(address: str) -> Non
         client.shut_down()
         assert await taken(lambda: scheduler.take(Goodbye)) == Goodbye()
         for stream in streams[3:]:
-            with pytest.raises(EngineUnavailableError, match="shutting down"):
+            with pytest.raises(GatewayDrainingError, match="shutting down"):
                 await stream.next()
 
     with FakeScheduler(address) as scheduler:

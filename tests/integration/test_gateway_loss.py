@@ -12,6 +12,7 @@ from pagewire.v1 import generate_pb2
 from pagewire_client import AsyncClient, Client, LocalService, SamplingParams
 from pagewire_client.batch import Job, run_jobs
 from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
@@ -23,7 +24,7 @@ FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", 
 @pytest.fixture(scope="module")
 def service(demo_model):
     with LocalService(str(demo_model), flags=[*FLAGS, "--orphan-grace-s", "3"]) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(PATIENCE_S)
         yield running
 
 
@@ -37,7 +38,7 @@ def client(service):
 def wait_until_all_serve(service: LocalService) -> None:
     for address in service.addresses:
         with Client(address) as one:
-            one.wait_until_ready(60)
+            one.wait_until_ready(PATIENCE_S)
 
 
 def test_sixteen_streams_outlive_one_of_two_gateways(service, client):
@@ -74,7 +75,7 @@ def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
             assert not batch.done()
         for gateway in children(service, "scheduler_service.gateway"):
             gateway.kill()
-        outputs = batch.result(60)
+        outputs = batch.result(PATIENCE_S)
     assert [output.outputs[0].token_ids for output in outputs] == [case["output_ids"] for case in cases]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pagewire_client import Client, LocalService, SamplingParams
 from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.service_processes import child, wait_for_child
 
 pytestmark = pytest.mark.model
@@ -23,14 +24,14 @@ MOST_RECOVERY_S = 1.0
 @pytest.fixture(scope="module")
 def service(demo_model):
     with LocalService(str(demo_model), flags=FLAGS) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(PATIENCE_S)
         yield running
 
 
 @pytest.fixture
 def client(service):
     with Client(service.addresses[0]) as connected:
-        connected.wait_until_ready(60)
+        connected.wait_until_ready(PATIENCE_S)
         yield connected
 
 
@@ -57,7 +58,7 @@ def test_a_prefill_outlives_its_scheduler_and_says_what_was_cached(service, clie
         while client.server_info().load.num_running == 0 and not running.done():
             time.sleep(0.001)
         child(service, SCHEDULER).kill()
-        completion = running.result(60)
+        completion = running.result(PATIENCE_S)
     assert list(completion.token_ids) == case["output_ids"][:12]
     warm = client.generate(case["prompt_ids"], short).usage
     with client.stream(case["prompt_ids"], short) as stream:
@@ -70,7 +71,7 @@ def test_a_prefill_outlives_its_scheduler_and_says_what_was_cached(service, clie
 def test_streams_move_again_soon_after_the_new_schedulers_start(service, client, capsys):
     delays = []
     for _ in range(3):
-        client.wait_until_ready(60)
+        client.wait_until_ready(PATIENCE_S)
         with (
             ThreadPoolExecutor(1) as threads,
             client.stream(GOLDEN[0]["prompt_ids"], SamplingParams(temperature=0.0, max_tokens=400)) as stream,

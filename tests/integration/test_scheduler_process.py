@@ -16,9 +16,8 @@ from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
 from tests.fakes.bare_gateway import BareGateway, make_submit
 from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.step_executor import complete
-
-TIMEOUT_S = 20.0
 
 
 class Service:
@@ -57,7 +56,7 @@ class Service:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
@@ -297,7 +296,7 @@ def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: Service) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_stops_with_exit_code_0(service: Service, signum: int) -> None:
     service.process.send_signal(signum)
-    assert service.process.wait(TIMEOUT_S) == 0
+    assert service.process.wait(PATIENCE_S) == 0
 
 
 def test_address_in_use_is_one_clear_line() -> None:
@@ -305,7 +304,7 @@ def test_address_in_use_is_one_clear_line() -> None:
     port = holder.bind_to_random_port("tcp://127.0.0.1")
     command = [sys.executable, "-m", "scheduler_service.core", "--worker-address", "tcp://127.0.0.1:0"]
     command += ["--request-address", f"tcp://127.0.0.1:{port}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines() == [
         f"scheduler: cannot bind tcp://127.0.0.1:{port}: Address already in use; choose another address or free it"
@@ -315,6 +314,6 @@ def test_address_in_use_is_one_clear_line() -> None:
 def test_contradicting_sizes_are_one_clear_line() -> None:
     command = [sys.executable, "-m", "scheduler_service.core", "--max-num-batched-tokens", "8", "--max-num-seqs", "9"]
     command += ["--worker-address", "tcp://127.0.0.1:0", "--request-address", "tcp://127.0.0.1:0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 1
     assert "lower --max-num-seqs or raise" in result.stderr

@@ -12,6 +12,7 @@ import pytest
 
 from pagewire_client import LLM, Client, FinishReason, LocalService, SamplingParams, ServiceStartError
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.service_processes import child, left_of
 
 pytestmark = pytest.mark.model
 
@@ -33,14 +34,6 @@ def client(service):
     with Client(service.addresses[0]) as connected:
         connected.wait_until_ready(PATIENCE_S)
         yield connected
-
-
-def child(service: LocalService, name: str) -> psutil.Process:
-    """A running process of the service, by a part of its command line."""
-    (found,) = [
-        process for process in psutil.Process(service._process.pid).children() if name in " ".join(process.cmdline())
-    ]
-    return found
 
 
 def test_chat_answers_and_counts(client):
@@ -96,7 +89,7 @@ def test_a_stream_outlives_one_of_several_ranks_and_they_outlive_a_scheduler(dem
                 old[1].kill()
                 completion = stream.collect()
             assert list(completion.token_ids) == case["output_ids"]
-            assert psutil.wait_procs(old, timeout=5)[1] == []
+            assert left_of(old) == []
             ranks = [child(service, f"--rank {rank}") for rank in (0, 1)]
             child(service, "scheduler_service.core").kill()
             client.wait_until_ready(PATIENCE_S)
@@ -144,6 +137,5 @@ def test_no_process_survives_a_killed_supervisor(demo_model):
     processes = supervisor.children(recursive=True)
     assert len(processes) == 3
     supervisor.kill()
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert alive == []
+    assert left_of(processes) == []
     service.close()

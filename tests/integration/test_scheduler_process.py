@@ -64,7 +64,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path)
+    running = Service(tmp_path, "--orphan-grace-s", str(PATIENCE_S))
     yield running
     running.close()
 
@@ -155,11 +155,11 @@ def test_message_for_another_incarnation_is_dropped(service: Service) -> None:
 
 def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
     worker = service.worker()
+    worker.hold_at = 5
     gateway = service.gateway()
     gateway.wait_ready()
     gateway.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    gateway.wait(lambda: len(gateway.tokens[1]) > 3)
-    worker.hold.clear()
+    gateway.wait(lambda: len(gateway.tokens[1]) == 5)
     gateway.send(Abort((1,)))
     gateway.send(make_submit(2, [1], max_tokens=0))
     gateway.wait(lambda: 2 in gateway.rejected)  # the abort was handled before this
@@ -211,18 +211,24 @@ def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) 
 
 def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: Service) -> None:
     worker = service.worker()
+    worker.hold_at = 5
     gone, other = service.gateway(), service.gateway()
     gone.wait_ready()
     other.wait_ready()
     gone.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    gone.wait(lambda: len(gone.tokens[1]) > 3)
+    gone.wait(lambda: len(gone.tokens[1]) == 5)
     received = gone.tokens[1][:3]
     gone.close()
+    worker.hold_at = 50
+    worker.hold.set()
+    wait_for(lambda: worker.num_steps == 50)
     other.send(make_submit(7, [1, 2, 3, 0], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True))
     other.wait(lambda: 7 in other.rejected)
     assert (other.rejected[7].reason, other.rejected[7].field) == (RejectReason.INVALID, "resumes")
     resume = make_submit(8, [1, 2, 3, *received], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True)
     other.send(resume)
+    worker.hold_at = None
+    worker.hold.set()
     other.wait(lambda: 8 in other.ended)
     assert received + other.tokens[8] == complete([1, 2, 3], 190)
     # Nothing was computed twice.

@@ -9,7 +9,7 @@ import pytest
 
 from pagewire_client import Client, Completion, InternalError, LocalService, RequestError, SamplingParams, local_service
 from tests.chaos.service import wait_until
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, PATIENT
 
 pytestmark = pytest.mark.model
 
@@ -28,7 +28,7 @@ def poisoned(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(local_service, "_SUPERVISOR", ("tests.fakes.poisoned_service",))
     with LocalService(str(demo_model), flags=FLAGS) as service:
         service.wait_until_ready(PATIENCE_S)
-        with Client(service.addresses[0]) as client:
+        with Client(service.addresses[0], retry=PATIENT) as client:
             yield client
 
 

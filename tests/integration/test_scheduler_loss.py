@@ -9,7 +9,7 @@ import pytest
 
 from pagewire_client import Client, LocalService
 from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, PATIENT
 from tests.fakes.service_processes import child, wait_for_child
 
 pytestmark = pytest.mark.model
@@ -27,7 +27,7 @@ def service(demo_model):
 
 @pytest.fixture
 def client(service):
-    with Client(service.addresses[0]) as connected:
+    with Client(service.addresses[0], retry=PATIENT) as connected:
         connected.wait_until_ready(PATIENCE_S)
         yield connected
 

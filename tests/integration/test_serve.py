@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pagewire_client import LLM, Client, FinishReason, LocalService, SamplingParams, ServiceStartError
-from tests.fakes.patience import PATIENCE_S
+from tests.fakes.patience import PATIENCE_S, PATIENT
 from tests.fakes.service_processes import child, left_of
 
 pytestmark = pytest.mark.model
@@ -31,7 +31,7 @@ def service(demo_model):
 
 @pytest.fixture
 def client(service):
-    with Client(service.addresses[0]) as connected:
+    with Client(service.addresses[0], retry=PATIENT) as connected:
         connected.wait_until_ready(PATIENCE_S)
         yield connected
 
@@ -82,7 +82,7 @@ def test_a_stream_outlives_one_of_several_ranks_and_they_outlive_a_scheduler(dem
     case = GOLDEN[0]
     with LocalService(str(demo_model), flags=["--tensor-parallel-size", "2", *SMALL]) as service:
         service.wait_until_ready(PATIENCE_S)
-        with Client(service.addresses[0]) as client:
+        with Client(service.addresses[0], retry=PATIENT) as client:
             old = [child(service, f"--rank {rank}") for rank in (0, 1)]
             with client.stream(case["prompt_ids"], GREEDY) as stream:
                 next(stream)

@@ -13,9 +13,9 @@ from tests.chaos.service import ChaosService, wait_until
 from tests.chaos.workload import Request, Wave, Whole, differences, make_requests
 
 # A request that is interrupted three times before it got past the place is taken for the cause, as it must be. So all
-# streams get past it before anybody dies again: the second token comes of a step that was not in flight before, and
-# some more may have been on their way to the client.
-_TOKENS_BETWEEN = 4
+# streams get past it before anybody dies again. The first news after a death may be old tokens that were not delivered;
+# of those that follow the second comes of a step that was not in flight before.
+_TOKENS_BETWEEN = 3
 _STREAM_LIMIT_S = 180.0
 # One thread and small steps: on a busy machine several threads wait for each other, and a step cannot be interrupted.
 _FLAGS = (
@@ -145,7 +145,7 @@ class _Chaos:
         self._wait_until_streams_go_on(scene.wave, since, 1, f"{victim}, {name}")
         self._result.events.append(Event(victim, name, len(killed), time.monotonic() - start_s))
         self._on_event(self._result)
-        self._wait_until_streams_go_on(scene.wave, since, _TOKENS_BETWEEN, f"{victim}, {name}")
+        self._wait_until_streams_go_on(scene.wave, scene.wave.counts(), _TOKENS_BETWEEN, f"{victim}, {name}")
 
     def _wait_until_streams_go_on(
         self, wave: Wave, since: Sequence[int | None], num_tokens: int, what_died: str

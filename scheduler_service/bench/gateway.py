@@ -70,9 +70,10 @@ def run_scheduler(
             stream_ids.append(envelope.message.stream_id)
             accepted = StepTokens(b"", b"", [], accepted=stream_ids[-1:].tobytes())
             router.send_multipart([peer, codec.encode(accepted, incarnation, gateway)])
-    start = time.monotonic() + 0.5
+    time.sleep(0.5)
     for step in range(num_tokens):
-        time.sleep(max(0.0, start + step / step_rate - time.monotonic()))
+        if step > 0:
+            time.sleep(max(0.0, step_times[0] + step / step_rate - time.monotonic()))
         token_ids = array("i", [65 + step % 26]) * num_streams
         is_last = step == num_tokens - 1
         ended = [Ended(stream_id, EndReason.LENGTH, None, 0, "") for stream_id in stream_ids] if is_last else []

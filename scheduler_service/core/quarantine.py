@@ -1,5 +1,6 @@
 """Which request kills the worker? Deaths are held against those they interrupt, until suspects run alone."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Quarantine:
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
         self._suspects: set[str] = set()
-        self._live: set[str] = set()
+        self._live: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         """Whether anything is held against anyone."""
@@ -52,14 +53,16 @@ class Quarantine:
         return request_id in self._suspects
 
     def admit(self, request_id: str) -> bool:
-        """The request has a sequence now. False: it was condemned before."""
-        self._live.add(request_id)
+        """The request has a sequence, or one more, now. False: it was condemned before."""
+        self._live[request_id] += 1
         record = self._records.get(request_id)
         return record is None or not record.is_condemned
 
     def leave(self, request_id: str) -> None:
-        """The request's sequence is over."""
-        self._live.discard(request_id)
+        """A sequence of the request is over."""
+        self._live[request_id] -= 1
+        if not self._live[request_id]:
+            del self._live[request_id]
 
     def note_death(self, reaches: Mapping[str, int]) -> list[str]:
         """The worker died; returns the condemned.

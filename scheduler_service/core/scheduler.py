@@ -348,11 +348,11 @@ class Scheduler:
         self._waiting.sort()
         for request_id in condemned:
             logger.error("request condemned request_id=%s", request_id)
-            if (sequence := self._by_request_id.get(request_id)) is not None:
-                self._fail(sequence, _CONDEMNED)
         capacity = num_blocks * self.config.block_size
         for sequence in list(self._sequences.values()):
-            if sequence.max_total_tokens - 1 > capacity:
+            if sequence.request_id in condemned:
+                self._fail(sequence, _CONDEMNED)
+            elif sequence.max_total_tokens - 1 > capacity:
                 detail = (
                     f"needs {sequence.max_total_tokens - 1} tokens of KV cache; after a restart only {capacity} fit"
                 )

@@ -35,7 +35,8 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.TemplateRefusedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     exceptions.NoChatTemplateError: _Kind(grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
     exceptions.EngineUnavailableError: _Kind(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry_s=1.0),
-    exceptions.GatewayDrainingError: _Kind(grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING", retry_s=1.0),
+    # Another gateway may be asked at once.
+    exceptions.GatewayDrainingError: _Kind(grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING", retry_s=0.1),
     exceptions.EngineOverloadedError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     exceptions.DeadlinePassedError: _Kind(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     exceptions.StreamReplacedError: _Kind(grpc.StatusCode.ABORTED, "STREAM_REPLACED"),

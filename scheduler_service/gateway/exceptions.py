@@ -65,10 +65,10 @@ class EngineUnavailableError(RequestError):
 
 
 class GatewayDrainingError(RequestError):
-    """This gateway takes no new calls, because it is about to end; another one will."""
+    """This gateway takes no new calls and ends the open ones, because it is about to end; another one goes on."""
 
     def __init__(self) -> None:
-        super().__init__("the gateway is shutting down: send the request to another one")
+        super().__init__("the gateway is shutting down: send the request to another one, or resume it there")
 
 
 class EngineOverloadedError(RequestError):

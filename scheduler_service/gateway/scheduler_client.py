@@ -34,6 +34,7 @@ from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.exceptions import (
     EngineOverloadedError,
     EngineUnavailableError,
+    GatewayDrainingError,
     InvalidArgumentError,
     RequestError,
 )
@@ -166,7 +167,7 @@ class SchedulerClient:
         # Streams that are closed from now on are nobody's.
         self.scheduler_incarnation = None
         for stream in [*self._streams.values(), *self._waiting.all()]:
-            stream.fail(EngineUnavailableError("the gateway is shutting down: send the request again or resume it"))
+            stream.fail(GatewayDrainingError())
             stream.wake()
         # The farewell covers them all: there is nothing to tell of those that are closed from now on.
         self._streams.clear()

@@ -9,7 +9,8 @@ import grpc.aio
 
 from pagewire.v1 import inference_pb2, inference_pb2_grpc
 
-_TIMEOUT_S = 2.0
+# On a busy machine an answer may take seconds; a gateway that is gone or hangs is found by others, and sooner.
+_TIMEOUT_S = 10.0
 _OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 
 

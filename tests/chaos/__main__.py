@@ -40,7 +40,7 @@ def main() -> int:
         result = run_chaos(model, Path(folder), plan, *service_flags, on_event=partial(_print_last, console, plan))
     console.print(_table(result))
     for line in result.wrong:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 1 if result.wrong else 0
 
 

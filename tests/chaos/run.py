@@ -13,9 +13,9 @@ from tests.chaos.service import ChaosService, wait_until
 from tests.chaos.workload import Request, Wave, Whole, differences, make_requests
 
 # A request that is interrupted three times before it got past the place is taken for the cause, as it must be. So all
-# streams get past it before anybody dies again: the second token comes of a step that was not in flight before, and
-# some more may have been on their way to the client.
-_TOKENS_BETWEEN = 4
+# streams get past it before anybody dies again. The first news after a death may be old tokens that were not delivered;
+# of those that follow the second comes of a step that was not in flight before.
+_TOKENS_BETWEEN = 3
 _STREAM_LIMIT_S = 180.0
 # One thread and small steps: on a busy machine several threads wait for each other, and a step cannot be interrupted.
 _FLAGS = (
@@ -86,6 +86,7 @@ def run_chaos(
         expected = _undisturbed(service, requests, result)
         chaos = _Chaos(service, plan, result, on_event)
         while result.num_kills < plan.num_kills and not result.wrong:
+            service.client.wait_until_ready(_STREAM_LIMIT_S)
             chaos.run_wave(requests, expected)
         result.wrong += service.leaks()
     finally:
@@ -113,13 +114,12 @@ class _Chaos:
 
     def run_wave(self, requests: Sequence[Request], expected: Sequence[Whole]) -> None:
         """Run all streams, disturbed at every moment, or until there were enough kills."""
-        self._service.client.wait_until_ready(_STREAM_LIMIT_S)
         wave = Wave(requests, self._service.client)
         scene = Scene(self._service, wave, self._random)
         try:
             self._disturb(scene, PREFILL, moments.during_prefill)
             for name in self._random.sample(self._plan.moments, len(self._plan.moments)):
-                if wave.is_over or self._result.num_kills >= self._plan.num_kills:
+                if wave.is_over or wave.has_failed or self._result.num_kills >= self._plan.num_kills:
                     break
                 self._disturb(scene, name, MOMENTS[name])
         except TimeoutError as error:
@@ -143,9 +143,11 @@ class _Chaos:
         if scene.wave.is_over:
             return
         self._wait_until_streams_go_on(scene.wave, since, 1, f"{victim}, {name}")
+        if scene.wave.has_failed:
+            return
         self._result.events.append(Event(victim, name, len(killed), time.monotonic() - start_s))
         self._on_event(self._result)
-        self._wait_until_streams_go_on(scene.wave, since, _TOKENS_BETWEEN, f"{victim}, {name}")
+        self._wait_until_streams_go_on(scene.wave, scene.wave.counts(), _TOKENS_BETWEEN, f"{victim}, {name}")
 
     def _wait_until_streams_go_on(
         self, wave: Wave, since: Sequence[int | None], num_tokens: int, what_died: str

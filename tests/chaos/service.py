@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from pagewire_client import Client, LocalService, RetryPolicy
+from pagewire_client import Client, LocalService, RetryPolicy, UnavailableError
 
 VICTIMS = {
     "worker": "gpu_worker",
@@ -19,7 +19,7 @@ VICTIMS = {
 
 # A request that nobody has accepted is its caller's to send again, for as long as the engine takes to come back.
 _PATIENT = RetryPolicy(max_attempts=100)
-_READY_S = 180.0
+_READY_S = 120.0
 _FIND_S = 60.0
 _IDLE_S = 30.0
 _END_S = 10.0
@@ -74,7 +74,6 @@ class ChaosService:
 
     def leaks(self) -> list[str]:
         """What is held although nothing runs: blocks or sequences."""
-        self.client.wait_until_ready(_READY_S)
 
         def is_idle() -> bool:
             info = self.client.server_info()
@@ -82,7 +81,10 @@ class ChaosService:
             return free and info.load.num_running == info.load.num_waiting == 0
 
         try:
+            self.client.wait_until_ready(_READY_S)
             wait_until(is_idle, _IDLE_S, "not idle")
+        except UnavailableError as error:
+            return [str(error)]
         except TimeoutError:
             return [f"blocks or sequences are leaked: {self.client.server_info()}"]
         return []

@@ -79,6 +79,11 @@ class Wave:
         """Whether every stream has ended."""
         return all(progress.is_over for progress in self.progress)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a stream has ended with an error."""
+        return any(progress.error for progress in self.progress)
+
     def counts(self) -> list[int | None]:
         """Tokens of each stream so far; None for those that have ended."""
         return [None if progress.is_over else len(progress.token_ids) for progress in self.progress]

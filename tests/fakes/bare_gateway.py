@@ -19,8 +19,7 @@ from pagewire.ipc.requests import (
     StepTokens,
     Submit,
 )
-
-TIMEOUT_S = 60.0
+from tests.fakes.patience import PATIENCE_S
 
 
 def make_submit(stream_id: int, prompt: list[int], **changes: object) -> Submit:
@@ -61,7 +60,7 @@ class BareGateway:
         """Send one message."""
         self.socket.send(self.codec.encode(message, self.incarnation, recipient))  # type: ignore[arg-type]
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    def wait(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Read messages until the condition holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -23,8 +23,8 @@ from pagewire.ipc.steps import (
     WorkerProgress,
     WorkerReady,
 )
+from tests.fakes.patience import PATIENCE_S
 
-TIMEOUT_S = 60.0
 GREEDY = Sampling(0.0, 0, 1.0, 0.0, 0)
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -64,7 +64,7 @@ class BareScheduler:
 
     def wait(self, kind: type[Message]) -> Message:
         """The next message of a kind; progress is collected, and only greetings may come before it."""
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while self._socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             routing_id, frame = self._socket.recv_multipart()
             envelope = self._codec.decode(frame)

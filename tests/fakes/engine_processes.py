@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pagewire.ipc.requests import Sampling
 from tests.fakes.bare_gateway import BareGateway, make_submit
-
-_STOP_S = 20.0
+from tests.fakes.patience import PATIENCE_S
 
 
 class Engine:
@@ -43,7 +42,7 @@ class Engine:
         for process in (self._scheduler, *self.ranks):
             process.kill()
         for process in (self._scheduler, *self.ranks):
-            process.communicate(timeout=_STOP_S)
+            process.communicate(timeout=PATIENCE_S)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from google.protobuf import any_pb2
 from google.rpc import status_pb2
 
 from pagewire.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
+from tests.fakes.patience import PATIENCE_S
 
 _REFUSED = generate_pb2.ChatMessage(role="user", content="refuse")
 
@@ -132,7 +133,7 @@ def abort_with_details(context: grpc.ServicerContext, code: grpc.StatusCode, mes
     context.abort(code, message)
 
 
-def wait_until_cancelled(context: grpc.ServicerContext, limit_s: float = 30.0) -> None:
+def wait_until_cancelled(context: grpc.ServicerContext, limit_s: float = PATIENCE_S) -> None:
     """Hold a stream open until its caller is gone."""
     deadline = time.monotonic() + limit_s
     while context.is_active() and time.monotonic() < deadline:
@@ -183,7 +184,9 @@ def main() -> None:
         sys.exit(f"fake gateway: cannot listen: {error}")
     for address in gateway.addresses:
         print(f"gateway listening address={address}", flush=True)
-    stop.wait()
+    # A signal may come to one of gRPC's threads; this one has to wake to learn of it.
+    while not stop.wait(0.1):
+        pass
     gateway.stop()
 
 

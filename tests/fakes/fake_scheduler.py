@@ -27,8 +27,8 @@ from pagewire.ipc.requests import (
     StepTokens,
     Submit,
 )
+from tests.fakes.patience import PATIENCE_S
 
-TIMEOUT_S = 20.0
 _WAKE_ADDRESS = "inproc://fake-scheduler-outbox"
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -75,7 +75,7 @@ class FakeScheduler:
     def __enter__(self) -> "FakeScheduler":
         self._outbox.bind(_WAKE_ADDRESS)
         self._thread.start()
-        assert self._bound.wait(TIMEOUT_S), f"{self.address} was not bound"
+        assert self._bound.wait(PATIENCE_S), f"{self.address} was not bound"
         return self
 
     def __exit__(
@@ -83,14 +83,14 @@ class FakeScheduler:
     ) -> None:
         with self._lock:
             self._outbox.send_multipart([b"stop"])
-        self._thread.join(TIMEOUT_S)
+        self._thread.join(PATIENCE_S)
         self._context.destroy(linger=0)
 
     # ---- what the gateway sent ------------------------------------------------------------------------------------
 
     def take(self, kind: type[Message]) -> Message:
         """The gateway's next message (greetings apart), which must be of this kind."""
-        message = self._arrived.get(timeout=TIMEOUT_S)
+        message = self._arrived.get(timeout=PATIENCE_S)
         assert isinstance(message, kind), f"{message} is no {kind.__name__}"
         return message
 

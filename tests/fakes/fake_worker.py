@@ -22,7 +22,10 @@ MODEL = ModelInfo(architecture="fake", vocab_size=VOCAB, max_model_len=200, eos_
 
 
 class FakeWorker:
-    """Runs in a thread from construction until `stop`; `stop(silently=True)` is how a killed process looks."""
+    """Runs in a thread from construction until `stop`, which is how a killed process looks.
+
+    While `hold` is not set it executes no step. It clears `hold` by itself once it has executed `hold_at` steps.
+    """
 
     def __init__(
         self, address: str, num_blocks: int = 64, rank: int = 0, world_size: int = 1, group: bytes = b""
@@ -32,6 +35,7 @@ class FakeWorker:
         self.groups: list[bytes] = []
         self.hold = threading.Event()
         self.hold.set()
+        self.hold_at: int | None = None
         self._num_blocks = num_blocks
         self._rank, self._world_size, self._group = rank, world_size, group
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -70,6 +74,8 @@ class FakeWorker:
                 executor = StepExecutor(block_size, message.num_blocks)
                 self._send(WorkerReady(self._rank), envelope.sender)
             elif isinstance(message, StepBatch) and executor is not None:
+                if self.num_steps == self.hold_at:
+                    self.hold.clear()
                 self.hold.wait()
                 executor.send(message)
                 output = executor.run_next()

@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from pagewire.v1 import generate_pb2, inference_pb2_grpc
+from tests.fakes.patience import PATIENCE_S
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = PATIENCE_S
 MODEL_NAME = "tiny"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pagewire.v1 import inference_pb2
 from tests.fakes import fake_gateway as fake
+from tests.fakes.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +24,7 @@ def pagewire(*arguments, stdin="", **environment):
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={**os.environ, "TERM": "dumb", "COLUMNS": "120", **environment},
     )
 
@@ -160,7 +161,7 @@ class Asking:
 
 
 def test_serve_ask_once_ends_after_the_answer(tmp_path):
-    out, err = Asking(tmp_path, "--once").process.communicate(timeout=60)
+    out, err = Asking(tmp_path, "--once").process.communicate(timeout=PATIENCE_S)
     assert out.startswith("t0 t1 t2 ")
     assert "> hello" in err
     assert "grpcurl" not in err
@@ -173,7 +174,7 @@ def test_serve_ask_stays_up_until_stopped(tmp_path, number):
     asking.read_until("grpcurl")
     assert pagewire("generate", "again", "-a", address).stdout == "t0 t1 t2 \n"
     asking.process.send_signal(number)
-    assert asking.process.communicate(timeout=20)[0].startswith("t0 t1 t2 ")
+    assert asking.process.communicate(timeout=PATIENCE_S)[0].startswith("t0 t1 t2 ")
     assert asking.process.returncode == 0
 
 
@@ -182,11 +183,11 @@ def test_serve_ask_prints_ways_in_that_work(tmp_path):
     assert asking.read_until("> ") == "> [bold]x[/nope] :bug:\n"
     assert asking.read_until("is served on").startswith("[bold]a[/b] :bug: is served on")
     line = asking.read_until(" -c ")
-    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [f"t{number}" for number in range(16)]
     asking.process.terminate()
-    asking.process.communicate(timeout=20)
+    asking.process.communicate(timeout=PATIENCE_S)
 
 
 def test_serve_ask_stays_up_after_a_refused_prompt(tmp_path):
@@ -195,13 +196,13 @@ def test_serve_ask_stays_up_after_a_refused_prompt(tmp_path):
     address = asking.read_until("is served on").split("served on ")[1].split(";")[0]
     assert pagewire("generate", "again", "-a", address).stdout == "t0 t1 t2 \n"
     asking.process.terminate()
-    asking.process.communicate(timeout=20)
+    asking.process.communicate(timeout=PATIENCE_S)
     assert asking.process.returncode == 0
 
 
 def test_serve_ask_once_fails_with_the_prompt(tmp_path):
     asking = Asking(tmp_path, "--once", prompt="refuse")
-    _, err = asking.process.communicate(timeout=60)
+    _, err = asking.process.communicate(timeout=PATIENCE_S)
     assert asking.process.returncode == 1
     assert err.splitlines()[-1] == "pagewire: INVALID_ARGUMENT: max_tokens is over the limit"
 
@@ -252,7 +253,7 @@ def test_standard_input_that_is_no_text_is_one_clear_line(gateway, command):
         cwd=ROOT,
         input=NO_TEXT + b"\n",
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert done.returncode == 1
@@ -269,7 +270,7 @@ def test_output_that_cannot_be_written_is_one_clear_line(gateway, command):
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
     assert done.returncode == 1
     assert done.stderr == "pagewire: cannot write to standard output: No space left on device; check where it leads\n"

@@ -1,7 +1,6 @@
 """Do both clients keep their promises against a real gRPC server: results, errors, retries, deadlines, cancellation?"""
 
 import asyncio
-import socket
 import threading
 
 import grpc
@@ -22,6 +21,8 @@ from pagewire_client import (
 )
 from pagewire_client.errors import FieldViolation, RequestError
 from tests.fakes import fake_gateway as fake
+from tests.fakes.free_port import free_port
+from tests.fakes.patience import PATIENCE_S
 
 FAST_RETRY = RetryPolicy(max_attempts=4, max_resume_attempts=3, initial_backoff_s=0.01, max_backoff_s=0.02)
 
@@ -122,14 +123,15 @@ def test_small_calls(connect):
 def test_wait_until_ready_reports_progress(connect):
     caller, _ = connect(service=fake.FakeService(num_starting_answers=2))
     seen = []
-    assert caller.call("wait_until_ready", 10.0, seen.append).limits.max_model_len == 2048
+    assert caller.call("wait_until_ready", PATIENCE_S, seen.append).limits.max_model_len == 2048
     assert [(p.stage, p.done, p.total) for p in seen] == [("loading weights", 1, 2), ("loading weights", 2, 2)]
 
 
 def test_wait_until_ready_gives_up_and_says_what_it_waited_for(connect):
-    caller, _ = connect(service=fake.FakeService(num_starting_answers=1000))
+    caller, _ = connect(service=fake.FakeService(num_starting_answers=1_000_000))
+    caller.call("server_info")
     with pytest.raises(UnavailableError, match="loading weights"):
-        caller.call("wait_until_ready", 0.3)
+        caller.call("wait_until_ready", 2.0)
 
 
 def test_errors_carry_code_message_and_details(connect):
@@ -319,10 +321,14 @@ def test_timeout_ends_the_call(connect):
         fake.wait_until_cancelled(context)
 
     caller, service = connect(hang)
-    with pytest.raises(DeadlineExceededError) as caught:
-        caller.call("generate", "x", timeout=0.2)
+    timeout_s = 0.1
+    # A call that runs out of time before it reaches the service shows nothing.
+    while not service.requests:
+        timeout_s *= 2
+        with pytest.raises(DeadlineExceededError) as caught:
+            caller.call("generate", "x", timeout=timeout_s)
     assert isinstance(caught.value, TimeoutError)
-    assert service.closed.acquire(timeout=10)
+    assert service.closed.acquire(timeout=PATIENCE_S)
 
 
 def test_default_timeout_can_be_lifted_by_the_call(connect):
@@ -338,7 +344,7 @@ def test_closing_a_stream_cancels_the_request(connect):
 
     caller, service = connect(endless)
     assert len(caller.chunks("x", take=5)) == 5
-    assert service.closed.acquire(timeout=10)
+    assert service.closed.acquire(timeout=PATIENCE_S)
     assert service.num_open == 0
 
 
@@ -352,14 +358,12 @@ def test_a_stream_without_its_last_event_is_an_error(connect):
 
 
 def test_a_client_finds_a_restarted_gateway(connect):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     caller, _ = connect()
     client = type(caller)(address, retry=FAST_RETRY)
     with pytest.raises(UnavailableError):
         client.call("generate", "x")
     with fake.FakeGateway(fake.FakeService(), (address,)):
-        assert client.call("wait_until_ready", 20.0)
+        assert client.call("wait_until_ready", PATIENCE_S)
         assert client.call("generate", "x").text == "t0 t1 t2 "
     client.close()

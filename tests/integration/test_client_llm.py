@@ -1,6 +1,7 @@
 """Does `LLM` start, use and end a private service? A fake gateway answers under the real supervisor."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -24,6 +25,8 @@ from pagewire_client import (
 from pagewire_client.batch import Job, run_jobs
 from pagewire_client.local_service import flags_from
 from tests.fakes.fake_gateway import FakeGateway, FakeService
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.service_processes import left_of
 
 FAKE = ("tests.fakes.supervised", "[]")
 
@@ -32,6 +35,7 @@ FAKE = ("tests.fakes.supervised", "[]")
 def model(tmp_path, monkeypatch):
     """A file that passes for a model, with fake processes to serve it."""
     monkeypatch.setattr(local_service, "_SUPERVISOR", FAKE)
+    monkeypatch.setattr(local_service, "_STOP_S", PATIENCE_S)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "tiny.gguf"
     path.write_bytes(b"GGUF")
@@ -139,11 +143,14 @@ def test_no_process_outlives_the_program(model, ending):
         print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)
         {ending}
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
-    processes = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    processes = []
+    for pid in done.stdout.split():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(int(pid)))
     assert len(done.stdout.split()) == 2
-    assert alive == []
+    assert left_of(processes) == []
 
 
 def test_a_forked_copy_does_not_end_the_service(llm):

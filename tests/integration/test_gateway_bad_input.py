@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -151,7 +152,8 @@ def test_unknown_method_is_unimplemented(gateway: GatewayProcess) -> None:
 
 def test_bytes_that_are_no_http2_close_their_connection_alone(gateway: GatewayProcess) -> None:
     host, _, port = gateway.address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+    # Whoever closes before it has read all resets the connection.
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection, suppress(ConnectionError):
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(5_000))
         while connection.recv(4096):
             pass

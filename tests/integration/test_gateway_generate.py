@@ -19,6 +19,7 @@ from tests.fakes.gateway_process import (
     generate_request,
     status_detail,
 )
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
 
 VOCAB_SIZE = 300
@@ -208,10 +209,11 @@ def test_generate_passes_a_failure_on_after_the_tokens(stub: Any, scheduler: Fak
 
 def test_generate_hands_the_deadline_on(stub: Any, scheduler: FakeScheduler) -> None:
     before = time.time()
-    call = stub.Generate(generate_request(), timeout=5.0)
+    call = stub.Generate(generate_request(), timeout=PATIENCE_S)
     submit = scheduler.take(Submit)
     assert submit.deadline_s is not None
-    assert before + 3.0 < submit.deadline_s < time.time() + 6.0
+    # gRPC rounds what is left of the time up when it sends it.
+    assert before + 0.9 * PATIENCE_S < submit.deadline_s < time.time() + 1.1 * PATIENCE_S
     next(call)
     scheduler.send_tokens([], Ended(submit.stream_id, EndReason.DEADLINE, None, 0, ""))
     with pytest.raises(grpc.RpcError) as caught:
@@ -227,7 +229,9 @@ def test_generate_without_deadline_submits_none(stub: Any, scheduler: FakeSchedu
 
 
 def test_generate_aborts_at_the_deadline_though_the_scheduler_is_silent(stub: Any, scheduler: FakeScheduler) -> None:
-    call = stub.Generate(generate_request(), timeout=0.5)
+    # The connection is there, so the call reaches the gateway in time.
+    stub.ListModels(inference_pb2.ListModelsRequest(), timeout=TIMEOUT_S)
+    call = stub.Generate(generate_request(), timeout=4.0)
     stream_id = scheduler.take(Submit).stream_id
     with pytest.raises(grpc.RpcError) as caught:
         list(call)

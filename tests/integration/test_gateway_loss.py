@@ -1,6 +1,7 @@
 """Do streams outlive kill -9 of a gateway: through the library, and through plain gRPC?"""
 
 import asyncio
+import dataclasses
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pagewire.v1 import generate_pb2
 from pagewire_client import AsyncClient, Client, LocalService, SamplingParams
 from pagewire_client.batch import Job, run_jobs
 from tests.fakes.mixed_streams import GOLDEN, GREEDY, run_streams
+from tests.fakes.patience import PATIENCE_S, PATIENT
 from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
@@ -24,13 +26,13 @@ FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", 
 @pytest.fixture(scope="module")
 def service(demo_model):
     with LocalService(str(demo_model), flags=[*FLAGS, "--orphan-grace-s", "3", "--drain-timeout", "0.3"]) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(PATIENCE_S)
         yield running
 
 
 @pytest.fixture
 def client(service):
-    with Client(",".join(service.addresses)) as connected:
+    with Client(",".join(service.addresses), retry=PATIENT) as connected:
         wait_until_all_serve(service)
         yield connected
 
@@ -38,7 +40,7 @@ def client(service):
 def wait_until_all_serve(service: LocalService) -> None:
     for address in service.addresses:
         with Client(address) as one:
-            one.wait_until_ready(60)
+            one.wait_until_ready(PATIENCE_S)
 
 
 def test_sixteen_streams_outlive_one_of_two_gateways(service, client):
@@ -63,10 +65,12 @@ def test_streams_outlive_a_gateway_and_then_the_scheduler(service, client):
 
 def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
     cases = GOLDEN[:6]
+    # The load is told once a second: it must last longer.
+    long = dataclasses.replace(GREEDY, max_tokens=256)
 
     async def run():
-        async with AsyncClient(",".join(service.addresses)) as one:
-            jobs = [Job(case["prompt_ids"], GREEDY) for case in cases]
+        async with AsyncClient(",".join(service.addresses), retry=PATIENT) as one:
+            jobs = [Job(case["prompt_ids"], long) for case in cases]
             return await run_jobs(one, jobs, lambda count: None, lambda: None)
 
     with ThreadPoolExecutor(1) as threads:
@@ -75,8 +79,8 @@ def test_a_batch_that_has_no_output_yet_outlives_all_gateways(service, client):
             assert not batch.done()
         for gateway in children(service, "scheduler_service.gateway"):
             gateway.kill()
-        outputs = batch.result(60)
-    assert [output.outputs[0].token_ids for output in outputs] == [case["output_ids"] for case in cases]
+        outputs = batch.result(PATIENCE_S)
+    assert [output.outputs[0].token_ids[:64] for output in outputs] == [case["output_ids"] for case in cases]
 
 
 def test_streams_outlive_the_drain_timeout_of_their_gateway(service, client):
@@ -101,18 +105,26 @@ def test_streams_outlive_the_drain_timeout_of_their_gateway(service, client):
 
 
 def test_blocks_of_orphans_that_nobody_resumes_are_freed(service, client):
-    before = client.server_info().limits.num_blocks
+    before, first_step = client.server_info().limits.num_blocks, num_steps(client)
+    endless = SamplingParams(max_tokens=2000, ignore_eos=True)
     with Client(service.addresses[0]) as leaving:
-        streams = [leaving.stream(GOLDEN[n]["prompt_ids"][:50], SamplingParams(max_tokens=2000)) for n in range(4)]
+        streams = [leaving.stream(GOLDEN[n]["prompt_ids"][:50], endless) for n in range(4)]
         for stream in streams:
             next(stream)
         for gateway in children(service, "scheduler_service.gateway"):
             gateway.kill()
-    died_s = time.monotonic()
     wait_until_all_serve(service)
     while client.server_info().load.num_free_blocks != before:
-        assert time.monotonic() - died_s < 20
         time.sleep(0.1)
+    # They did not run to their end.
+    assert num_steps(client) - first_step < 2000
+
+
+def num_steps(client: Client) -> int:
+    """Steps of the worker so far, once the supervisor has told a gateway of them."""
+    while not (processes := client.server_info().processes):
+        time.sleep(0.1)
+    return next(process.num_steps for process in processes if process.name == "worker-0")
 
 
 def test_a_plain_grpc_client_resumes_as_the_documentation_says(service, client):

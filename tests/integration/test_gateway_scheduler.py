@@ -60,6 +60,13 @@ def start(gateway: GatewayProcess) -> Any:
     return gateway.stub().Generate(request, timeout=TIMEOUT_S)
 
 
+def wait_until_serving(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
+    """Wait until the gateway serves with this scheduler, and no longer with the one before it."""
+    while server_info(gateway).scheduler_incarnation != scheduler.incarnation.hex():
+        pass
+    gateway.wait_until_serving()
+
+
 def check_unavailable(call: Any, problem: str) -> None:
     with pytest.raises(grpc.RpcError, match="UNAVAILABLE") as caught:
         list(call)
@@ -106,7 +113,7 @@ def test_gateway_tells_how_far_the_start_is(gateway: GatewayProcess, address: st
         assert info.engine_state == inference_pb2.ENGINE_STATE_STARTING
         check_unavailable(start(gateway), "loading weights (3 of 10)")
         scheduler.set_state(EngineState.READY)
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         info = server_info(gateway)
         assert info.engine_state == inference_pb2.ENGINE_STATE_READY
         assert (info.limits.max_model_len, info.limits.block_size, info.limits.num_blocks) == (512, 16, 4096)
@@ -120,7 +127,7 @@ def test_gateway_tells_how_far_the_start_is(gateway: GatewayProcess, address: st
 
 def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = start(gateway)
         stream_id = scheduler.take(Submit).stream_id
         scheduler.set_state(EngineState.UNAVAILABLE, detail="worker rank 0 died")
@@ -132,7 +139,7 @@ def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None
 
 def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         running = start(gateway)
         first = scheduler.take(Submit)
         queued = start(gateway)
@@ -168,7 +175,7 @@ def test_streams_go_on_with_another_scheduler(gateway: GatewayProcess, address: 
 
 def test_streams_go_on_with_a_scheduler_that_is_another(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = start(gateway)
         old = scheduler.take(Submit).stream_id
         scheduler.send(StepTokens(b"", b"", [], [Started(old, 2)]))
@@ -199,7 +206,7 @@ def resume(gateway: GatewayProcess) -> Any:
 
 def test_resumes_say_so_and_are_told_why_they_are_refused(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = resume(gateway)
         submit = scheduler.take(Submit)
         assert (submit.resumes, submit.request_id, submit.sampling.seed) == (True, "mine", 5)
@@ -211,7 +218,7 @@ def test_resumes_say_so_and_are_told_why_they_are_refused(gateway: GatewayProces
 
 def test_a_stream_that_is_resumed_elsewhere_is_aborted(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = resume(gateway)
         stream_id = scheduler.take(Submit).stream_id
         scheduler.send_tokens([], Ended(stream_id, EndReason.REPLACED, None, 0, ""))
@@ -239,7 +246,7 @@ def test_a_stop_text_may_span_the_scheduler_and_the_gateway_that_died(
     gateway: GatewayProcess, address: str, more: bytes, text: str
 ) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = resume(gateway)
         scheduler.send_stream(scheduler.take(Submit).stream_id, byte_level_ids(more[:1]))
         assert next(call).HasField("accepted")
@@ -257,28 +264,31 @@ def test_a_stop_text_may_span_the_scheduler_and_the_gateway_that_died(
 
 def test_streams_without_a_scheduler_wait_no_longer_than_they_may(address: str, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
-    with GatewayProcess(model, address, tmp_path / "log", "--recovery-timeout-s", "1.5") as gateway:
+    with GatewayProcess(model, address, tmp_path / "log", "--recovery-timeout-s", "6") as gateway:
         with FakeScheduler(address) as scheduler:
-            gateway.wait_until_serving()
-            patient = start(gateway)
-            hurried = gateway.stub().Generate(generate_request(), timeout=1.0)
+            wait_until_serving(gateway, scheduler)
             left = start(gateway)
-            for _ in range(3):
+            stub = gateway.stub()
+            patient = stub.Generate(generate_request(), timeout=TIMEOUT_S)
+            for _ in range(2):
                 scheduler.take(Submit)
+            # The connection is there, so the call reaches the scheduler in time.
+            hurried = stub.Generate(generate_request(), timeout=3.0)
+            scheduler.take(Submit)
             assert next(left).HasField("accepted")
         left.cancel()
         with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
             list(hurried)
-        check_unavailable(patient, "none was ready within 1.5 s")
+        check_unavailable(patient, "none was ready within 6 s")
         with FakeScheduler(address) as scheduler:
-            gateway.wait_until_serving()
+            wait_until_serving(gateway, scheduler)
             check_serves(gateway, scheduler)
             assert scheduler.take_all() == []
 
 
 def test_rubbish_from_the_scheduler_is_dropped(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         call = start(gateway)
         stream_id = scheduler.take(Submit).stream_id
         header = MAGIC + scheduler.incarnation + ANY
@@ -312,7 +322,7 @@ def test_rubbish_from_the_scheduler_is_dropped(gateway: GatewayProcess, address:
 
 def test_token_that_is_none_ends_its_stream_alone(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
-        gateway.wait_until_serving()
+        wait_until_serving(gateway, scheduler)
         stub = gateway.stub()
         requests = [generate_request(), generate_request(stopping={"stop": ["x"]}), generate_request()]
         calls, ids = [], []
@@ -338,7 +348,7 @@ def test_two_gateways_share_a_scheduler(gateway: GatewayProcess, address: str, t
         GatewayProcess(model, address, tmp_path / "log") as other,
     ):
         for each in (gateway, other):
-            each.wait_until_serving()
+            wait_until_serving(each, scheduler)
         assert server_info(gateway).gateway_incarnation != server_info(other).gateway_incarnation
         calls = [start(each) for each in (gateway, other)]
         stream_ids = {scheduler.take(Submit).stream_id for _ in calls}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import gpu_table
+from tests.fakes.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def run(*flags):
     """One run to its end."""
     command = [sys.executable, "-m", "benchmarks.gpu_table", "--smoke", "--gateways", "2", "--client-processes", "2"]
-    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE_S)
 
 
 def test_smoke_run_has_every_row(tmp_path):

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.bare_gateway import BareGateway, make_submit
+from tests.fakes.patience import PATIENCE_S
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "smollm2_greedy.json").read_text())
 NUM_NEW_TOKENS = 64
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(3600)]
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Engine:
                 prompt = GOLDEN[case]["prompt_ids"]
                 self.gateway.send(make_submit(self.num_streams, prompt, max_tokens=NUM_NEW_TOKENS))
             before = len(self.gateway.ended)
-            self.gateway.wait(lambda before=before: len(self.gateway.ended) > before, timeout_s=200)
+            self.gateway.wait(lambda before=before: len(self.gateway.ended) > before)
         return {case: self.gateway.tokens[stream] for stream, case in streams.items()}
 
     def num_cached_tokens(self) -> int:
@@ -74,7 +75,7 @@ def engine(model: Path, folder: Path, *scheduler_flags: str) -> Iterator[Engine]
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(30)
+            process.wait(PATIENCE_S)
 
 
 def check(outputs: dict[int, list[int]]) -> None:

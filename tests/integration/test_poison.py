@@ -9,6 +9,7 @@ import pytest
 
 from pagewire_client import Client, Completion, InternalError, LocalService, RequestError, SamplingParams, local_service
 from tests.chaos.service import wait_until
+from tests.fakes.patience import PATIENCE_S, PATIENT
 
 pytestmark = pytest.mark.model
 
@@ -26,8 +27,8 @@ def poisoned(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PAGEWIRE_TEST_DEATHS", str(tmp_path / "deaths"))
     monkeypatch.setattr(local_service, "_SUPERVISOR", ("tests.fakes.poisoned_service",))
     with LocalService(str(demo_model), flags=FLAGS) as service:
-        service.wait_until_ready(120)
-        with Client(service.addresses[0]) as client:
+        service.wait_until_ready(PATIENCE_S)
+        with Client(service.addresses[0], retry=PATIENT) as client:
             yield client
 
 
@@ -56,4 +57,4 @@ def test_a_poisonous_request_fails_alone_and_costs_three_restarts(poisoned: Clie
     assert len(deaths) == 3
     assert deaths[-1].endswith(" 1 sequences")
     limit = poisoned.server_info().limits.num_blocks
-    wait_until(lambda: poisoned.server_info().load.num_free_blocks == limit, 10.0, "blocks are leaked")
+    wait_until(lambda: poisoned.server_info().load.num_free_blocks == limit, PATIENCE_S, "blocks are leaked")

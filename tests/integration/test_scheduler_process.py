@@ -16,9 +16,8 @@ from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
 from tests.fakes.bare_gateway import BareGateway, make_submit
 from tests.fakes.fake_worker import FakeWorker
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.step_executor import complete
-
-TIMEOUT_S = 20.0
 
 
 class Service:
@@ -57,7 +56,7 @@ class Service:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
@@ -65,7 +64,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path)
+    running = Service(tmp_path, "--orphan-grace-s", str(PATIENCE_S))
     yield running
     running.close()
 
@@ -156,11 +155,11 @@ def test_message_for_another_incarnation_is_dropped(service: Service) -> None:
 
 def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
     worker = service.worker()
+    worker.hold_at = 5
     gateway = service.gateway()
     gateway.wait_ready()
     gateway.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    gateway.wait(lambda: len(gateway.tokens[1]) > 3)
-    worker.hold.clear()
+    gateway.wait(lambda: len(gateway.tokens[1]) == 5)
     gateway.send(Abort((1,)))
     gateway.send(make_submit(2, [1], max_tokens=0))
     gateway.wait(lambda: 2 in gateway.rejected)  # the abort was handled before this
@@ -212,18 +211,24 @@ def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) 
 
 def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: Service) -> None:
     worker = service.worker()
+    worker.hold_at = 5
     gone, other = service.gateway(), service.gateway()
     gone.wait_ready()
     other.wait_ready()
     gone.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    gone.wait(lambda: len(gone.tokens[1]) > 3)
+    gone.wait(lambda: len(gone.tokens[1]) == 5)
     received = gone.tokens[1][:3]
     gone.close()
+    worker.hold_at = 50
+    worker.hold.set()
+    wait_for(lambda: worker.num_steps == 50)
     other.send(make_submit(7, [1, 2, 3, 0], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True))
     other.wait(lambda: 7 in other.rejected)
     assert (other.rejected[7].reason, other.rejected[7].field) == (RejectReason.INVALID, "resumes")
     resume = make_submit(8, [1, 2, 3, *received], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True)
     other.send(resume)
+    worker.hold_at = None
+    worker.hold.set()
     other.wait(lambda: 8 in other.ended)
     assert received + other.tokens[8] == complete([1, 2, 3], 190)
     # Nothing was computed twice.
@@ -297,7 +302,7 @@ def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: Service) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_stops_with_exit_code_0(service: Service, signum: int) -> None:
     service.process.send_signal(signum)
-    assert service.process.wait(TIMEOUT_S) == 0
+    assert service.process.wait(PATIENCE_S) == 0
 
 
 def test_address_in_use_is_one_clear_line() -> None:
@@ -305,7 +310,7 @@ def test_address_in_use_is_one_clear_line() -> None:
     port = holder.bind_to_random_port("tcp://127.0.0.1")
     command = [sys.executable, "-m", "scheduler_service.core", "--worker-address", "tcp://127.0.0.1:0"]
     command += ["--request-address", f"tcp://127.0.0.1:{port}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines() == [
         f"scheduler: cannot bind tcp://127.0.0.1:{port}: Address already in use; choose another address or free it"
@@ -315,6 +320,6 @@ def test_address_in_use_is_one_clear_line() -> None:
 def test_contradicting_sizes_are_one_clear_line() -> None:
     command = [sys.executable, "-m", "scheduler_service.core", "--max-num-batched-tokens", "8", "--max-num-seqs", "9"]
     command += ["--worker-address", "tcp://127.0.0.1:0", "--request-address", "tcp://127.0.0.1:0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 1
     assert "lower --max-num-seqs or raise" in result.stderr

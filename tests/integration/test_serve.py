@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from pagewire_client import LLM, Client, FinishReason, LocalService, SamplingParams, ServiceStartError
+from tests.fakes.patience import PATIENCE_S, PATIENT
+from tests.fakes.service_processes import child, left_of
 
 pytestmark = pytest.mark.model
 
@@ -23,23 +25,15 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 def service(demo_model):
     """A service on a private socket, shared by tests that leave it as they find it."""
     with LocalService(str(demo_model), flags=SMALL) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(PATIENCE_S)
         yield running
 
 
 @pytest.fixture
 def client(service):
-    with Client(service.addresses[0]) as connected:
-        connected.wait_until_ready(60)
+    with Client(service.addresses[0], retry=PATIENT) as connected:
+        connected.wait_until_ready(PATIENCE_S)
         yield connected
-
-
-def child(service: LocalService, name: str) -> psutil.Process:
-    """A running process of the service, by a part of its command line."""
-    (found,) = [
-        process for process in psutil.Process(service._process.pid).children() if name in " ".join(process.cmdline())
-    ]
-    return found
 
 
 def test_chat_answers_and_counts(client):
@@ -87,18 +81,18 @@ def test_a_stream_outlives_one_of_several_ranks_and_they_outlive_a_scheduler(dem
     """The other rank dies too, and both start again. A new scheduler takes them as they are."""
     case = GOLDEN[0]
     with LocalService(str(demo_model), flags=["--tensor-parallel-size", "2", *SMALL]) as service:
-        service.wait_until_ready(120)
-        with Client(service.addresses[0]) as client:
+        service.wait_until_ready(PATIENCE_S)
+        with Client(service.addresses[0], retry=PATIENT) as client:
             old = [child(service, f"--rank {rank}") for rank in (0, 1)]
             with client.stream(case["prompt_ids"], GREEDY) as stream:
                 next(stream)
                 old[1].kill()
                 completion = stream.collect()
             assert list(completion.token_ids) == case["output_ids"]
-            assert psutil.wait_procs(old, timeout=5)[1] == []
+            assert left_of(old) == []
             ranks = [child(service, f"--rank {rank}") for rank in (0, 1)]
             child(service, "scheduler_service.core").kill()
-            client.wait_until_ready(60)
+            client.wait_until_ready(PATIENCE_S)
             again = client.generate(case["prompt_ids"], dataclasses.replace(GREEDY, max_tokens=8))
             assert list(again.token_ids) == case["output_ids"][:8]
             assert all(rank.is_running() for rank in ranks)
@@ -127,7 +121,7 @@ def test_serve_ask_once_answers_and_leaves_nothing(demo_model, tmp_path):
         [*command, "--run-dir", str(tmp_path), "--ask", "What is the capital of France?", "--once"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
@@ -138,11 +132,10 @@ def test_serve_ask_once_answers_and_leaves_nothing(demo_model, tmp_path):
 
 def test_no_process_survives_a_killed_supervisor(demo_model):
     service = LocalService(str(demo_model), flags=SMALL)
-    service.wait_until_ready(120)
+    service.wait_until_ready(PATIENCE_S)
     supervisor = psutil.Process(service._process.pid)
     processes = supervisor.children(recursive=True)
     assert len(processes) == 3
     supervisor.kill()
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert alive == []
+    assert left_of(processes) == []
     service.close()

@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from pagewire_client import Client
+from tests.fakes.patience import PATIENCE_S
+from tests.fakes.service_processes import left_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,22 +95,24 @@ def start(tmp_path):
             service.close()
 
 
-def pids(path: Path, count: int = 1, limit_s: float = 20.0) -> list[int]:
+def pids(path: Path, count: int = 1) -> list[int]:
     """Pids of all starts of a fake child, once there are that many."""
-    wait_for(lambda: path.exists() and len(path.read_text().split()) >= count, limit_s)
+    wait_for(lambda: path.exists() and len(path.read_text().split()) >= count)
     return [int(pid) for pid in path.read_text().split()]
 
 
-def wait_for(condition, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
 
 
-def assert_gone(processes: list[psutil.Process], limit_s: float = 5.0) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=limit_s)
-    assert alive == []
+def is_told_to_end(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for a process that is suspended."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def test_ready_event_tells_where_requests_go(start):
@@ -142,8 +146,8 @@ def test_a_stop_signal_ends_everything_with_status_0(start, tmp_path, number):
     processes = service.processes()
     assert len(processes) == 3
     service.process.send_signal(number)
-    assert service.process.wait(timeout=10) == 0
-    assert_gone(processes, limit_s=0)
+    assert service.process.wait(timeout=PATIENCE_S) == 0
+    assert left_of(processes, limit_s=0) == []
     assert list(service.run_dir.iterdir()) == []
 
 
@@ -152,38 +156,45 @@ def test_a_stop_signal_during_the_start_ends_everything(start, tmp_path):
     (pid,) = pids(tmp_path / "a")
     processes = [*service.processes(), psutil.Process(pid)]
     service.process.terminate()
-    assert service.process.wait(timeout=10) == 0
-    assert_gone(processes, limit_s=0)
+    assert service.process.wait(timeout=PATIENCE_S) == 0
+    assert left_of(processes, limit_s=0) == []
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path):
     service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.3")
     service.next_event()
+    pids(tmp_path / "a")
     processes = service.processes()
     service.process.terminate()
-    assert service.process.wait(timeout=10) == 0
-    assert_gone(processes, limit_s=0)
+    assert service.process.wait(timeout=PATIENCE_S) == 0
+    assert left_of(processes, limit_s=0) == []
     assert "ignores SIGTERM" in service.stderr
 
 
 def test_gateways_end_before_what_they_depend_on(start, tmp_path):
-    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "0.5", "--drain-timeout", "0")
+    service = start([["--pids", str(tmp_path / "a")]], "--grace-s", str(PATIENCE_S))
     service.next_event()
     gateway, child = sorted(service.processes(), key=lambda process: process.pid in pids(tmp_path / "a"))
     gateway.suspend()
+    child.suspend()
     service.process.terminate()
-    wait_for(lambda: not gateway.is_running())
-    assert child.is_running()
-    assert service.process.wait(timeout=10) == 0
+    wait_for(lambda: is_told_to_end(gateway))
+    assert not is_told_to_end(child)
+    gateway.resume()
+    wait_for(lambda: is_told_to_end(child))
+    assert left_of([gateway], limit_s=0) == []
+    child.resume()
+    assert service.process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_a_second_stop_signal_kills_at_once(start, tmp_path):
-    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", "60")
+    service = start([["--pids", str(tmp_path / "a"), "--ignore-sigterm"]], "--grace-s", str(4 * PATIENCE_S))
     service.next_event()
+    pids(tmp_path / "a")
     service.process.terminate()
     wait_for(lambda: len(service.processes()) == 1)
     service.process.terminate()
-    assert service.process.wait(timeout=10) == 0
+    assert service.process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_no_child_survives_a_killed_supervisor(start, tmp_path):
@@ -192,7 +203,7 @@ def test_no_child_survives_a_killed_supervisor(start, tmp_path):
     processes = service.processes()
     assert len(processes) == 3
     service.process.kill()
-    assert_gone(processes)
+    assert left_of(processes) == []
 
 
 def test_the_service_ends_with_the_program_that_started_it(start, tmp_path):
@@ -200,8 +211,8 @@ def test_the_service_ends_with_the_program_that_started_it(start, tmp_path):
     service.next_event()
     processes = service.processes()
     service.abandon()
-    assert service.process.wait(timeout=10) == 0
-    assert_gone(processes, limit_s=0)
+    assert service.process.wait(timeout=PATIENCE_S) == 0
+    assert left_of(processes, limit_s=0) == []
 
 
 def test_a_killed_child_is_started_again(start, tmp_path):
@@ -212,7 +223,7 @@ def test_a_killed_child_is_started_again(start, tmp_path):
     second = pids(tmp_path / "a", count=2)[1]
     assert psutil.pid_exists(second)
     assert service.process.poll() is None
-    assert "child died name=child-0" in service.stderr
+    wait_for(lambda: "child died name=child-0" in service.stderr)
 
 
 def test_processes_of_a_group_die_and_start_again_together(start, tmp_path):
@@ -221,19 +232,19 @@ def test_processes_of_a_group_die_and_start_again_together(start, tmp_path):
     service.next_event()
     first = [psutil.Process(pids(tmp_path / name)[0]) for name in "abc"]
     first[1].kill()
-    assert_gone(first)
+    assert left_of(first) == []
     for name in "abc":
         assert psutil.pid_exists(pids(tmp_path / name, count=2)[1])
     assert len(pids(tmp_path / "other")) == 1
     assert service.process.poll() is None
-    assert "child died name=child-1 how='signal 9'" in service.stderr
+    wait_for(lambda: "child died name=child-1 how='signal 9'" in service.stderr)
 
 
 def test_a_group_whose_member_cannot_start_ends_the_service_with_that_members_line(start, tmp_path):
     group = [["group a", "--pids", str(tmp_path / "a")], ["group a", "--pids", str(tmp_path / "b"), "--fail", "no GPU"]]
     service = start(group)
     assert service.next_event() == {"event": "failed", "detail": "child-1 cannot start: no GPU"}
-    assert service.process.wait(timeout=10) == 1
+    assert service.process.wait(timeout=PATIENCE_S) == 1
     assert list(service.run_dir.iterdir()) == []
 
 
@@ -251,7 +262,7 @@ def test_a_failure_at_the_first_start_ends_the_service_with_its_last_line(start,
     service = start([["--pids", str(tmp_path / "a"), "--fail", "weights.gguf is truncated: fetch it again"]])
     event = service.next_event()
     assert event == {"event": "failed", "detail": "child-0 cannot start: weights.gguf is truncated: fetch it again"}
-    assert service.process.wait(timeout=10) == 1
+    assert service.process.wait(timeout=PATIENCE_S) == 1
     assert f"pagewire: {event['detail']}" not in service.stderr
     assert len(pids(tmp_path / "a")) == 1
     assert list(service.run_dir.iterdir()) == []
@@ -263,7 +274,7 @@ def test_a_crash_at_the_first_start_ends_the_service(start, tmp_path):
         "event": "failed",
         "detail": "child-0 cannot start: signal 6, after saying 'start 1'",
     }
-    assert service.process.wait(timeout=10) == 1
+    assert service.process.wait(timeout=PATIENCE_S) == 1
     assert len(pids(tmp_path / "a")) == 1
 
 
@@ -293,14 +304,14 @@ def test_a_child_that_fails_again_and_again_is_given_up(start, tmp_path):
     assert event["event"] == "failed"
     assert "child-0 failed 3 times in a row" in event["detail"]
     assert "out of memory" in event["detail"]
-    assert service.process.wait(timeout=10) == 1
+    assert service.process.wait(timeout=PATIENCE_S) == 1
     assert service.stderr.splitlines()[-1] == f"pagewire: {event['detail']}"
 
 
 def test_lines_of_children_carry_their_name(start, tmp_path):
     service = start([["--pids", str(tmp_path / "a")]])
     service.next_event()
-    assert "child-0    | start 1\n" in service.stderr
+    wait_for(lambda: "child-0    | start 1\n" in service.stderr)
 
 
 def test_a_standard_error_that_nobody_reads_holds_nothing_up(start, tmp_path):
@@ -309,8 +320,8 @@ def test_a_standard_error_that_nobody_reads_holds_nothing_up(start, tmp_path):
     processes = service.processes()
     pids(tmp_path / "a")
     service.process.terminate()
-    assert service.process.wait(timeout=20) == 0
-    assert_gone(processes, limit_s=0)
+    assert service.process.wait(timeout=PATIENCE_S) == 0
+    assert left_of(processes, limit_s=0) == []
 
 
 def test_a_closed_standard_error_holds_nothing_up(start, tmp_path):
@@ -319,7 +330,7 @@ def test_a_closed_standard_error_holds_nothing_up(start, tmp_path):
     assert service.next_event()["event"] == "ready"
     pids(tmp_path / "a")
     service.process.terminate()
-    assert service.process.wait(timeout=20) == 0
+    assert service.process.wait(timeout=PATIENCE_S) == 0
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes a user that the system does not know")
@@ -328,7 +339,7 @@ def test_a_user_without_a_home_is_told_in_one_line(tmp_path):
         "import os, sys; os.environ.pop('HOME', None); os.environ.pop('XDG_CACHE_HOME', None);"
         "from scheduler_service.supervisor.__main__ import main; os.setuid(54321); sys.exit(main(['--model', 'demo']))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (
         1,
         "pagewire: this user has no home directory for a cache: set XDG_CACHE_HOME to a directory\n",
@@ -338,14 +349,14 @@ def test_a_user_without_a_home_is_told_in_one_line(tmp_path):
 @pytest.mark.parametrize("grace", ["-1", "nan", "inf"])
 def test_an_impossible_grace_is_refused(start, grace):
     service = start([], "--grace-s", grace)
-    assert service.process.wait(timeout=20) == 2
+    assert service.process.wait(timeout=PATIENCE_S) == 2
     assert "--grace-s: must be a number of seconds, 0 or more" in service.stderr
 
 
 def test_progress_is_plain_lines_off_a_terminal(start):
     service = start([])
     service.next_event()
-    assert "loading weights: " in service.stderr
+    wait_for(lambda: "loading weights: " in service.stderr)
     assert "\x1b" not in service.stderr
 
 
@@ -361,7 +372,7 @@ def test_a_port_in_use_is_one_clear_line(start):
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         service = start(None, "--listen", address)
-        assert service.process.wait(timeout=20) == 1
+        assert service.process.wait(timeout=PATIENCE_S) == 1
     assert service.stderr.splitlines() == [
         f"pagewire: cannot listen on {address}: Address already in use; "
         "stop the process that holds it or choose another port"
@@ -378,6 +389,6 @@ def test_a_port_in_use_is_one_clear_line(start):
 )
 def test_a_missing_model_is_one_clear_line(start, tmp_path, spec, message):
     service = start(None, "--model", spec, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert service.process.wait(timeout=20) == 1
+    assert service.process.wait(timeout=PATIENCE_S) == 1
     (line,) = service.stderr.splitlines()
     assert line.startswith(f"pagewire: {message}")

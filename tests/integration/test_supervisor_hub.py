@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.fake_hub import REPO, fake_hub
+from tests.fakes.patience import PATIENCE_S
 
 FILES = {
     "config.json": b"{}",
@@ -41,9 +42,8 @@ def resolve(tmp_path):
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",
         }
-        environment.pop("HF_TOKEN", None)
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, spec], capture_output=True, text=True, timeout=60, env=environment
+            [sys.executable, "-c", PROGRAM, spec], capture_output=True, text=True, timeout=PATIENCE_S, env=environment
         )
         return done.stdout.split() if done.returncode == 0 else done.stderr.strip()
 

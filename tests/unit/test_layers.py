@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.fakes.patience import PATIENCE_S
+
 OURS = frozenset(
     {
         "pagewire.v1",
@@ -73,7 +75,7 @@ def belongs_to(module: str, package: str) -> bool:
 def test_package_imports_only_its_layer(package):
     allowed, forbidden = LAYERS[package]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, package, *OPTIONAL], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM, package, *OPTIONAL], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     modules = json.loads(done.stdout.splitlines()[-1])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.patience import PATIENCE_S
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "offline_wheels.sh"
 
 # Runs programs that are given on standard input, and shows what pip is called with instead of calling it.
@@ -24,7 +26,7 @@ def collect(tmp_path):
 
     def run(*arguments):
         environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)}
-        return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, env=environment, timeout=30)
+        return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
 
     return run
 

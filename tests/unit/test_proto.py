@@ -8,13 +8,14 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from pagewire.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
+from tests.fakes.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).parent / "buf"
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, timeout=60)
+    return subprocess.run([BUF, *arguments], cwd=ROOT, capture_output=True, timeout=PATIENCE_S)
 
 
 def test_protos_pass_buf_standard():

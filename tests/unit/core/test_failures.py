@@ -178,3 +178,26 @@ def test_a_cancelled_suspect_holds_up_nobody() -> None:
     harness.abort(1)
     harness.run()
     assert harness.tokens[2] == complete([2] * 5, 9)
+
+
+def test_a_suspect_that_runs_twice_is_not_forgotten_when_one_run_ends() -> None:
+    """Two gateways may submit one request to a new scheduler, one of them for a caller who went elsewhere meanwhile."""
+    harness = Harness()
+    for stream in (1, 2):
+        harness.add(stream, [1] * 5, request_id="r", max_tokens=9)
+    for _ in range(2):
+        harness.schedule()
+        harness.lose_worker()
+    harness.abort(2)
+    harness.run()
+    assert harness.tokens[1] == complete([1] * 5, 9)
+
+
+def test_a_poisonous_request_that_runs_twice_fails_twice_and_costs_three_deaths() -> None:
+    harness = Harness()
+    harness.kill_when_computing([1] * 5)
+    for stream in (1, 2):
+        harness.add(stream, [1] * 5, request_id="r", max_tokens=9)
+    harness.run()
+    assert [harness.ended[stream].reason for stream in (1, 2)] == [EndReason.FAILED] * 2
+    assert list(harness.deadly.values()) == [3]

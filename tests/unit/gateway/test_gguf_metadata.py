@@ -1,5 +1,6 @@
 """Are GGUF key-value pairs read as they were written, and damaged files refused with a clear error?"""
 
+import tempfile
 from pathlib import Path
 
 import gguf
@@ -68,13 +69,11 @@ def test_gguf_metadata_refuses_every_truncation(gguf_path: Path, tmp_path: Path)
 
 @given(st.binary(max_size=200))
 def test_gguf_metadata_refuses_rubbish_lengths(tail: bytes) -> None:
-    path = Path(f"/dev/shm/rubbish-{id(tail)}.gguf")
-    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (50).to_bytes(8, "little") + tail)
-    try:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (50).to_bytes(8, "little") + tail)
+        file.flush()
         with pytest.raises(ModelFileError):
-            read_gguf_metadata(path)
-    finally:
-        path.unlink()
+            read_gguf_metadata(Path(file.name))
 
 
 @pytest.mark.parametrize(("content", "problem"), [(b"PK\x03\x04" * 9, "begin with GGUF"), (b"", "empty")])

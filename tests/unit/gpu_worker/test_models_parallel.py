@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.parallel import ParallelGroup, check_split, even_sizes, split, split_heads, split_vocab
 from gpu_worker.weights import read_config
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.gpu_worker.gloo_rank import run_gloo_rank
 from tests.unit.gpu_worker.model_harness import (
     SIZES,
@@ -134,7 +135,7 @@ def test_processes_sum_and_gather(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=PATIENCE_S)
         assert process.exitcode == 0
     for _ in processes:
         summed, gathered = results.get()

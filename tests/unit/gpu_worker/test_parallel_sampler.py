@@ -23,9 +23,9 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 def batch_of(rows: list[tuple[float, int, float, float]]) -> SamplingBatch:
-    """Rows with random seeds and positions."""
+    """Rows with seeds and positions that differ from test to test."""
     temperature, top_k, top_p, min_p = zip(*rows, strict=True)
-    random = np.random.default_rng()
+    random = np.random.default_rng(torch.initial_seed())
     return SamplingBatch(
         np.array(temperature, dtype=np.float32),
         np.array(top_k, dtype=np.int64),

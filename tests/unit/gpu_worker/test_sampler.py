@@ -91,8 +91,9 @@ def test_sample_of_a_row_does_not_depend_on_its_batch(sampler: Sampler) -> None:
     logits = torch.randn(len(rows), 1000)
     batch = batch_of(rows)
     together = sampler.sample(logits, batch)[0]
+    random = np.random.default_rng(torch.initial_seed())
     for _ in range(20):
-        chosen = np.random.default_rng().permutation(len(rows))[: np.random.default_rng().integers(1, len(rows) + 1)]
+        chosen = random.permutation(len(rows))[: random.integers(1, len(rows) + 1)]
         apart = sampler.sample(logits[torch.from_numpy(chosen)], batch.take(chosen))[0]
         assert torch.equal(apart, together[torch.from_numpy(chosen)])
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,11 @@ from pagewire.ipc.steps import (
     WorkerReady,
 )
 from tests.fakes.bare_scheduler import BareScheduler, make_added, make_step
+from tests.fakes.patience import PATIENCE_S
 from tests.unit.gpu_worker.tiny_checkpoint import MAX_MODEL_LEN, complete_greedily, write_checkpoint
 
 ENGINE = EngineConfig(4, 4, 64, None, 64)
 PROMPT = [5, 9, 30, 2, 77]
-STOP_S = 5.0
 MANY = ["--tensor-parallel-size", "2"]
 
 
@@ -67,7 +66,7 @@ def start_worker(*flags: str, **environment: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code and the lines on stderr that are no log lines."""
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     return process.returncode, [line for line in errors.splitlines() if line.startswith("gpu_worker: ")]
 
 
@@ -219,10 +218,8 @@ def test_worker_that_waits_for_a_scheduler_stops_when_told(tmp_path: Path, signu
     process = start_worker("--model", "model.gguf", "--scheduler-address", address)
     with BareScheduler(address) as scheduler:
         scheduler.wait(WorkerHello)
-    started = time.monotonic()
     process.send_signal(signum)
     assert finish(process) == (0, [])
-    assert time.monotonic() - started < STOP_S
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -247,7 +244,7 @@ def test_worker_told_to_stop_during_its_imports_ends_at_once(tmp_path: Path, sig
     process = start_worker(
         "--model", "m.gguf", "--scheduler-address", "ipc:///x", PYTHONPATH=path, SIGNAL_OF_TEST=str(int(signum))
     )
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (-signum, "")
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from gpu_worker.parallel import ParallelGroup
+from tests.fakes.patience import PATIENCE_S
 
 Result = TypeVar("Result")
 
@@ -18,7 +19,7 @@ class Exchange:
 
     def __init__(self, world_size: int) -> None:
         self._parts: list[torch.Tensor | None] = [None] * world_size
-        self._barrier = threading.Barrier(world_size, timeout=60)
+        self._barrier = threading.Barrier(world_size, timeout=PATIENCE_S)
 
     def collect(self, rank: int, part: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's part."""

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler_service.supervisor.errors import ServiceError
 from scheduler_service.supervisor.listen import check_addresses
+from tests.fakes.free_port import free_port
 
 
 @pytest.fixture
@@ -48,9 +49,9 @@ def test_a_free_address_passes_and_is_left_free(folder):
 
 def test_a_taken_port_is_refused_for_whichever_gateway(folder):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port(2) + 1
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         with pytest.raises(ServiceError, match="Address already in use; stop the process"):
             check_addresses([f"127.0.0.1:{port}"])
         with pytest.raises(ServiceError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):

@@ -32,13 +32,14 @@ def test_names_have_colours_of_their_own_on_a_terminal():
     assert "text" in console.file.getvalue()
 
 
-def test_plain_progress_is_one_line_per_stage_and_some_seconds():
+def test_plain_progress_is_one_line_per_stage_and_some_seconds(monkeypatch):
     console = plain()
     output = Output(console)
+    monkeypatch.setattr("scheduler_service.supervisor.output.time.monotonic", lambda: 100.0 + done)
     for done in range(10):
         output.progress("loading weights", done, 20)
     output.progress("allocating", 0, 0)
-    assert console.file.getvalue() == "loading weights: 0 %\nallocating ...\n"
+    assert console.file.getvalue() == "loading weights: 0 %\nloading weights: 25 %\nallocating ...\n"
 
 
 def test_progress_can_be_turned_off():

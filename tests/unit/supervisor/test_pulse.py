@@ -11,9 +11,9 @@ import pytest
 
 from pagewire.ipc.supervision import Beat, ProcessState
 from scheduler_service.supervisor.pulse import Limits, Pulse
+from tests.fakes.patience import PATIENCE_S
 
 LIMITS = Limits(heartbeat_timeout_s=1.0, max_quiet_s=60.0)
-LIMIT_S = 20.0
 # One call that holds the interpreter's lock: no other thread of the process runs meanwhile.
 LOCKED = "print(flush=True); 10 ** 100_000_000"
 SLEEPING = "import time; print(flush=True); time.sleep(1000)"
@@ -58,7 +58,7 @@ def watch() -> Iterator[type[Watched]]:
 
 
 def test_a_process_that_sleeps_without_heartbeats_hangs(watch):
-    assert str(watch(SLEEPING).watch(LIMIT_S)).startswith("no heartbeat for ")
+    assert str(watch(SLEEPING).watch(PATIENCE_S)).startswith("no heartbeat for ")
 
 
 def test_a_process_that_computes_with_the_interpreter_locked_does_not_hang(watch):
@@ -69,7 +69,7 @@ def test_a_stopped_process_hangs_whatever_it_did(watch):
     watched = watch(LOCKED)
     assert watched.watch(1.5) is None
     watched.process.send_signal(signal.SIGSTOP)
-    assert watched.watch(LIMIT_S) is not None
+    assert watched.watch(PATIENCE_S) is not None
     assert psutil.Process(watched.process.pid).status() == psutil.STATUS_STOPPED
 
 
@@ -96,8 +96,11 @@ def test_a_main_thread_may_be_quiet_up_to_its_limit(watch, state, quiet_s, is_hu
 
 
 def test_a_heartbeat_begins_the_silence_anew(watch):
-    pid = watch(SLEEPING).process.pid
-    while psutil.Process(pid).status() != psutil.STATUS_SLEEPING:
+    process = watch(SLEEPING).process
+    pid = process.pid
+    # It sleeps soon, but a process that is stopped runs for nothing in the world.
+    process.send_signal(signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         pass
     pulse = Pulse(LIMITS, 0.0)
     pulse.take(beat(ProcessState.IDLE, 0.0), 5.0)

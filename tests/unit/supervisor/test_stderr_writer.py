@@ -6,6 +6,7 @@ import re
 import pytest
 
 from scheduler_service.supervisor.stderr_writer import StderrWriter, guarded_stderr
+from tests.fakes.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_text_arrives_in_order_and_whole(pipe):
     writer = StderrWriter(fd)
     for number in range(100):
         writer.write(f"{number} ü \udcff\n")
-    assert writer.finish()
+    assert writer.finish(patience_s=PATIENCE_S)
     assert read_lines(reader, 100) == [f"{number} ü \\udcff" for number in range(100)]
 
 
@@ -61,7 +62,7 @@ def test_what_others_write_to_the_descriptor_goes_the_same_way(pipe):
     real = os.dup(2)
     os.dup2(fd, 2)
     try:
-        with guarded_stderr(patience_s=60) as writer:
+        with guarded_stderr(PATIENCE_S) as writer:
             writer.write("one\n")
             os.write(2, b"two\n")
         os.write(2, b"three\n")

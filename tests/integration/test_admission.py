@@ -9,6 +9,7 @@ import pytest
 
 from pagewire_client import Client, LocalService, ResourceExhaustedError, RetryPolicy, SamplingParams
 from tests.fakes.mixed_streams import GOLDEN, GREEDY
+from tests.fakes.patience import PATIENCE_S
 from tests.fakes.service_processes import child
 
 pytestmark = pytest.mark.model
@@ -21,7 +22,7 @@ LONG = SamplingParams(temperature=0.0, max_tokens=1000, ignore_eos=True)
 def service(demo_model):
     flags = [*FLAGS, "--max-num-seqs", "1", "--max-waiting-requests", "2"]
     with LocalService(str(demo_model), flags=flags) as running:
-        running.wait_until_ready(120)
+        running.wait_until_ready(PATIENCE_S)
         yield running
 
 
@@ -33,7 +34,7 @@ def client(service):
 
 
 def wait_for_load(client: Client, num_running: int, num_waiting: int) -> None:
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + PATIENCE_S
     while True:
         load = client.server_info().load
         if (load.num_running, load.num_waiting) == (num_running, num_waiting):

@@ -19,7 +19,7 @@ from gpu_worker.sampling.penalties import NO_PENALTIES, PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.sampling.token_rules import RuledRow, SlotRules
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
-from pagewire.ipc.steps import AddedSequence, StepBatch
+from pagewire.ipc.steps import AddedSequence, LeftSequence, StepBatch
 
 
 class StepBatchError(Exception):
@@ -43,6 +43,10 @@ class InputBatch:
         self._num_tokens = np.zeros(num_slots, dtype=np.int64)
         self._num_computed = np.zeros(num_slots, dtype=np.int64)
         self._table_lens = np.zeros(num_slots, dtype=np.int64)
+        # Tokens that the logits of the last draw came from; meaningless where some logits were not finite.
+        self._num_sure = np.zeros(num_slots, dtype=np.int64)
+        self._is_ill = np.zeros(num_slots, dtype=np.bool_)
+        self._cache_salts = [""] * num_slots
         self._sampling = SamplingBatch(
             temperature=np.zeros(num_slots, dtype=np.float32),
             top_k=np.zeros(num_slots, dtype=np.int64),
@@ -77,7 +81,30 @@ class InputBatch:
         inputs = self._build(slots, counts, sampled, tokens.joined(), blocks.joined())
         self._num_computed[slots] += counts
         self._num_tokens[slots[sampled]] += 1
+        self._num_sure[slots[sampled]] = self._num_computed[slots[sampled]]
         return inputs
+
+    def note_ill(self, slots: IntArray) -> None:
+        """The logits of these slots were not finite."""
+        self._is_ill[slots] = True
+
+    def left(self, token_ids: npt.NDArray[np.int32]) -> tuple[LeftSequence, ...]:
+        """What the blocks of all slots hold that gave finite logits, as far as blocks are full.
+
+        Args:
+            token_ids: [max_num_seqs, width], tokens of all slots.
+        """
+        block_size = self._shape.block_size
+        num_full = self._num_sure // block_size
+        slots = np.flatnonzero(self._used & ~self._is_ill & (num_full > 0))
+        return tuple(
+            LeftSequence(
+                token_ids[slot, : num_full[slot] * block_size].tobytes(),
+                self._block_tables[slot, : num_full[slot]].tobytes(),
+                self._cache_salts[slot],
+            )
+            for slot in slots.tolist()
+        )
 
     # ---- changes --------------------------------------------------------------------------------------------------
 
@@ -106,6 +133,9 @@ class InputBatch:
         self._num_prompt[slot] = sequence.num_prompt_tokens
         self._num_tokens[slot] = len(tokens)
         self._num_computed[slot] = sequence.num_computed_tokens
+        self._num_sure[slot] = 0
+        self._is_ill[slot] = False
+        self._cache_salts[slot] = sequence.cache_salt
         self._sampling.temperature[slot] = sequence.sampling.temperature
         self._sampling.top_k[slot] = sequence.sampling.top_k
         self._sampling.top_p[slot] = sequence.sampling.top_p

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gpu_worker.attention.select import AttentionShape, select_backend
@@ -21,7 +23,7 @@ from gpu_worker.process_group import ProcessGroup
 from gpu_worker.step_inputs import SlotShape
 from gpu_worker.weights import load_model, read_config
 from pagewire.ipc.requests import ModelInfo
-from pagewire.ipc.steps import EngineConfig, StepBatch, StepOutput
+from pagewire.ipc.steps import EngineConfig, LeftSequence, StepBatch, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +37,13 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PendingStep:
-    """A step that was launched, at a monotonic time, and may still run."""
+    """A step that was launched, at a monotonic time, and may still run. `on_ill`: told the rows whose logits are not
+    finite."""
 
     step_id: int
     drawn: Drawn
     launched_s: float
+    on_ill: Callable[[npt.NDArray[np.bool_]], None]
 
     @property
     def is_done(self) -> bool:
@@ -53,6 +57,8 @@ class PendingStep:
     def output(self) -> StepOutput:
         """Wait for the step, and say what came of it."""
         result = self.drawn.read()
+        if not result.finite.all():
+            self.on_ill(~result.finite)
         return StepOutput(self.step_id, result.token_ids.tobytes(), (~result.finite).tobytes(), result.logprobs)
 
 
@@ -116,11 +122,12 @@ class ModelRunner:
         info = ModelInfo(config.architecture, config.vocab_size, config.max_model_len, config.eos_token_ids)
         return self._loaded.fitting_blocks, info
 
-    def allocate(self, num_blocks: int, on_progress: OnProgress) -> None:
-        """Make room for KV blocks and start with empty slots. A cache of that size already there is kept."""
+    def allocate(self, num_blocks: int, on_progress: OnProgress) -> bool:
+        """Make room for KV blocks and start with empty slots. Whether a cache of that size was there, and is kept."""
         assert self._loaded is not None
         loaded = self._loaded
-        if self._on_any_rank(num_blocks != self._num_blocks or not self.kv_caches):
+        is_new = self._on_any_rank(num_blocks != self._num_blocks or not self.kv_caches)
+        if is_new:
             loaded.executor.release()
             self.kv_caches = []
             on_progress("allocating KV cache", 0, 0)
@@ -136,11 +143,15 @@ class ModelRunner:
         # What lives now lives on: no collection need look at it again.
         gc.collect()
         gc.freeze()
+        return not is_new
 
-    def reset_slots(self) -> None:
-        """Forget every sequence."""
-        if self._slots is not None:
-            self._slots.clear()
+    def reset_slots(self) -> tuple[LeftSequence, ...]:
+        """Forget every sequence; what the KV cache holds of them. All steps are done."""
+        if self._slots is None or self._loaded is None:
+            return ()
+        left = self._slots.left(self._loaded.executor.read_tokens())
+        self._slots.clear()
+        return left
 
     def launch(self, batch: StepBatch) -> PendingStep:
         """Enqueue a step, behind those launched before.
@@ -150,8 +161,11 @@ class ModelRunner:
         """
         assert self._loaded is not None
         assert self._slots is not None
-        drawn = self._loaded.executor.launch(self._slots.apply(batch))
-        return PendingStep(batch.step_id, drawn, time.monotonic())
+        slots, shape = self._slots, self._loaded.slots
+        inputs = slots.apply(batch)
+        drawn = self._loaded.executor.launch(inputs)
+        drawing = inputs.drawing_slots(shape)
+        return PendingStep(batch.step_id, drawn, time.monotonic(), lambda rows: slots.note_ill(drawing[rows]))
 
     def _on_any_rank(self, condition: bool) -> bool:
         """Whether it holds on some rank: what one has to do again, and what all of them do together, all do.

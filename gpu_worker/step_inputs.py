@@ -83,6 +83,10 @@ class StepInputs:
     max_query_len: int
     max_seq_len: int
 
+    def drawing_slots(self, shape: SlotShape) -> IntArray:
+        """The slots of the sampled rows."""
+        return self.drawn_places // shape.width
+
     @property
     def is_shaped(self) -> bool:
         """Whether some row has rules or penalties, or wants log probabilities."""

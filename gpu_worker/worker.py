@@ -4,8 +4,9 @@
         -> EngineConfig: load, WorkerLoaded -> AllocateCache: WorkerReady -> StepBatch ...
 
 Only JoinGroup and EngineConfig may come from a scheduler that this worker does not follow yet: with the latter it
-follows that one, with empty slots. Weights and KV memory stay unless the sizes differ. While nothing happens the worker
-keeps greeting, so a restarted scheduler hears of it within a second.
+follows that one, with empty slots. Weights and KV memory stay unless the sizes differ, and the new scheduler is told
+what the blocks hold. While nothing happens the worker keeps greeting, so a restarted scheduler hears of it within a
+second.
 """
 
 import logging
@@ -29,6 +30,7 @@ from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
     JoinGroup,
+    LeftSequence,
     SchedulerStepMessage,
     WorkerFailed,
     WorkerHello,
@@ -86,6 +88,7 @@ class Worker:
         self._recorder = recorder
         self._heart = heart
         self._scheduler = ANY
+        self._left: tuple[LeftSequence, ...] = ()
         self._pending: deque[PendingStep] = deque()
 
     def run(self) -> None:
@@ -141,8 +144,9 @@ class Worker:
             self._link.drop("it is from a scheduler that this worker does not follow")
         elif isinstance(message, AllocateCache):
             self._finish_pending()
-            self._runner.allocate(message.num_blocks, self._throttled_progress())
-            self._link.send(WorkerReady(self._hello.rank), self._scheduler)
+            was_there = self._runner.allocate(message.num_blocks, self._throttled_progress())
+            self._link.send(WorkerReady(self._hello.rank, self._left if was_there else ()), self._scheduler)
+            self._left = ()
             self._note_rest()
         elif not self._runner.is_ready:
             self._link.drop("a step came before the KV cache was allocated")
@@ -160,7 +164,7 @@ class Worker:
         if scheduler != self._scheduler:
             logger.info("following scheduler incarnation=%s", scheduler.hex())
             self._scheduler = scheduler
-            self._runner.reset_slots()
+            self._left = self._runner.reset_slots()
         num_blocks, model = self._runner.load(engine, self._throttled_progress())
         self._link.send(WorkerLoaded(self._hello.rank, num_blocks, model), scheduler)
 

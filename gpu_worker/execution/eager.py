@@ -85,6 +85,11 @@ class EagerExecutor:
         """See Executor."""
         self._kv_caches = ()
 
+    def read_tokens(self) -> npt.NDArray[np.int32]:
+        """See Executor."""
+        tokens: npt.NDArray[np.int32] = self._slots.tokens_by_slot.cpu().numpy()
+        return tokens
+
     @torch.inference_mode()
     def launch(self, inputs: StepInputs) -> DrawnTokens:
         """See Executor."""

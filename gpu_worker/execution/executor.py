@@ -56,6 +56,10 @@ class Executor(Protocol):
         """Let go of the KV caches, so that others can be allocated: `start` comes next."""
         ...
 
+    def read_tokens(self) -> npt.NDArray[np.int32]:
+        """Tokens of all slots, [max_num_seqs, width], once all steps are done."""
+        ...
+
     def launch(self, inputs: StepInputs) -> Drawn:
         """Enqueue a step. What earlier steps draw is known to it without their being done."""
         ...

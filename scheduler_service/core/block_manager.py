@@ -25,6 +25,23 @@ class BlockManager:
         """Blocks that `allocate` can give."""
         return len(self._free) + self.cache.num_idle
 
+    def adopt(self, contents: Iterable[tuple[int, bytes]]) -> int:
+        """Free blocks hold content with these hashes: they become idle, first named first evicted. How many are they?
+
+        Left out are blocks that do not exist, and those whose content another block has.
+        """
+        free = set(self._free)
+        for block, content_hash in contents:
+            if block not in free:
+                continue
+            self.cache.insert(block, content_hash)
+            if block in self.cache:
+                self.cache.mark_idle(block)
+                free.remove(block)
+        num_adopted = len(self._free) - len(free)
+        self._free = [block for block in self._free if block in free]
+        return num_adopted
+
     def allocate(self, count: int) -> list[int] | None:
         """Take `count` blocks of undefined content; None if there are not as many."""
         if count > self.num_available:

@@ -1,12 +1,14 @@
 """Which sequences hold a slot and blocks: how they get them, grow, and give them back."""
 
+from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 
 import numpy as np
 
+from pagewire.ipc.steps import LeftSequence
 from scheduler_service.core.block_manager import BlockManager
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.prefix_cache import BlockHasher
@@ -48,6 +50,22 @@ class RunningSet:
         if self._slots is None:
             self._slots = np.array([sequence.slot for sequence in self._running], dtype=np.int32)
         return self._slots
+
+    def adopt(self, left: Iterable[LeftSequence]) -> int:
+        """Put blocks that workers hold from before, of a scheduler that died, into the prefix cache; how many they are.
+
+        Its sequences will come again with their tokens, and need not be computed again.
+        """
+        if not self._config.prefix_caching:
+            return 0
+        contents: list[tuple[int, bytes]] = []
+        for sequence in left:
+            token_ids, block_ids, hashes = array("i"), array("i"), list[bytes]()
+            token_ids.frombytes(sequence.token_ids)
+            block_ids.frombytes(sequence.block_ids)
+            self._hasher.extend(hashes, token_ids, sequence.cache_salt, len(block_ids))
+            contents += reversed(list(zip(block_ids, hashes, strict=True)))
+        return self.blocks.adopt(contents)
 
     def admit(self, sequence: Sequence) -> int | None:
         """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it, or if running

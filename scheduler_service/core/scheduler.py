@@ -7,11 +7,12 @@ moves the first towards the second under a token budget.
 import logging
 from array import array
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
 from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
-from pagewire.ipc.steps import StepBatch, StepOutput
+from pagewire.ipc.steps import LeftSequence, StepBatch, StepOutput
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
@@ -52,6 +53,11 @@ class Scheduler:
         self._num_arrivals = 0
         self._num_steps = 0
         self._unsent: set[int] = set()
+
+    def adopt(self, left: Iterable[LeftSequence]) -> None:
+        """Before anything runs: share what an earlier scheduler left in the workers' blocks."""
+        num_blocks = self._running.adopt(left)
+        logger.info("blocks adopted num_blocks=%d", num_blocks)
 
     # ---- requests -------------------------------------------------------------------------------------------------
 

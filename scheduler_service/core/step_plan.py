@@ -31,6 +31,7 @@ class StepPlan:
                 block_ids=_to_bytes(sequence.block_ids),
                 sampling=sequence.sampling,
                 min_tokens=min_tokens,
+                cache_salt=sequence.cache_salt,
                 end_token_ids=_to_bytes(sorted(sequence.stop_token_ids)) if min_tokens else b"",
             )
         )

@@ -23,6 +23,7 @@ from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
     JoinGroup,
+    LeftSequence,
     StepBatch,
     WorkerFailed,
     WorkerHello,
@@ -55,6 +56,7 @@ class _Rank:
     stage: Stage = Stage.GREETED
     progress: WorkerProgress | None = None
     loaded: WorkerLoaded | None = None
+    left: frozenset[LeftSequence] = frozenset()
 
 
 class WorkerGroup:
@@ -83,6 +85,11 @@ class WorkerGroup:
         if missing or not reports:
             return WorkerProgress(0, "waiting for workers", len(self._ranks), self._config.tensor_parallel_size)
         return min(reports, key=lambda report: report.done / max(report.total, 1))
+
+    @property
+    def left(self) -> frozenset[LeftSequence]:
+        """What every rank holds of an earlier scheduler's sequences, when the group became ready."""
+        return frozenset.intersection(*(rank.left for rank in self._ranks.values()))
 
     def is_current(self, incarnation: bytes, rank: int) -> bool:
         """Whether a message comes from the process that now is this rank."""
@@ -118,7 +125,7 @@ class WorkerGroup:
             rank.stage, rank.loaded = Stage.LOADED, message
             self._allocate_when_all_loaded()
         else:
-            rank.stage = Stage.READY
+            rank.stage, rank.left = Stage.READY, frozenset(message.left)
             logger.info("worker ready rank=%d num_blocks=%d", message.rank, self.num_blocks)
 
     def send_step(self, batch: StepBatch) -> bool:

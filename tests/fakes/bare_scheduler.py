@@ -15,6 +15,7 @@ from pagewire.ipc.steps import (
     AddedSequence,
     AllocateCache,
     EngineConfig,
+    LeftSequence,
     StepBatch,
     StepOutput,
     WorkerHello,
@@ -37,6 +38,7 @@ class BareScheduler:
         self.incarnation = new_incarnation()
         self.worker = b""
         self.progress: list[WorkerProgress] = []
+        self.left: tuple[LeftSequence, ...] = ()
         self._address = address
         self._routing_id = b""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -84,7 +86,7 @@ class BareScheduler:
         self.send(engine)
         loaded = self.wait(WorkerLoaded)
         self.send(AllocateCache(loaded.num_blocks))
-        self.wait(WorkerReady)
+        self.left = self.wait(WorkerReady).left
         return loaded
 
     def step(self, batch: StepBatch) -> list[int]:

@@ -10,6 +10,7 @@ from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
     JoinGroup,
+    LeftSequence,
     SchedulerStepMessage,
     StepBatch,
     WorkerHello,
@@ -28,7 +29,13 @@ class FakeWorker:
     """
 
     def __init__(
-        self, address: str, num_blocks: int = 64, rank: int = 0, world_size: int = 1, group: bytes = b""
+        self,
+        address: str,
+        num_blocks: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        group: bytes = b"",
+        left: tuple[LeftSequence, ...] = (),
     ) -> None:
         self.incarnation = new_incarnation()
         self.num_steps = 0
@@ -37,6 +44,7 @@ class FakeWorker:
         self.hold.set()
         self.hold_at: int | None = None
         self._num_blocks = num_blocks
+        self._left = left
         self._rank, self._world_size, self._group = rank, world_size, group
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -72,7 +80,8 @@ class FakeWorker:
                 self._send(WorkerLoaded(self._rank, message.num_blocks or self._num_blocks, MODEL), envelope.sender)
             elif isinstance(message, AllocateCache):
                 executor = StepExecutor(block_size, message.num_blocks)
-                self._send(WorkerReady(self._rank), envelope.sender)
+                executor.hold(self._left)
+                self._send(WorkerReady(self._rank, self._left), envelope.sender)
             elif isinstance(message, StepBatch) and executor is not None:
                 if self.num_steps == self.hold_at:
                     self.hold.clear()

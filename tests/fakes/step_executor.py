@@ -5,12 +5,13 @@ order or wrong count changes what comes out.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
 
-from pagewire.ipc.steps import StepBatch, StepOutput
+from pagewire.ipc.steps import LeftSequence, StepBatch, StepOutput
 
 VOCAB = 50
 
@@ -69,6 +70,13 @@ class StepExecutor:
         self.cache: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
         self._writes: deque[set[int]] = deque()
         self._future = {}
+
+    def hold(self, left: Iterable[LeftSequence]) -> None:
+        """Have in its blocks what an earlier scheduler left there."""
+        for sequence in left:
+            tokens, size = _ints(sequence.token_ids), self.block_size
+            for index, block in enumerate(_ints(sequence.block_ids)):
+                self.cache[block] = list(tokens[index * size : (index + 1) * size])
 
     def send(self, batch: StepBatch) -> None:
         """Queue a batch; assert that its new blocks are not written by steps still in the queue."""

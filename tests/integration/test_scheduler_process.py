@@ -14,7 +14,9 @@ import zmq
 
 from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
+from pagewire.ipc.steps import LeftSequence
 from tests.fakes.bare_gateway import BareGateway, make_submit
+from tests.fakes.bare_scheduler import int_bytes
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.patience import PATIENCE_S
 from tests.fakes.step_executor import complete
@@ -297,6 +299,24 @@ def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: Service) -> None:
     workers = [pair.worker(rank=rank, world_size=2, group=b"together") for rank in range(2)]
     pair.gateway().wait_ready()
     assert [worker.groups for worker in workers] == [[b"together"], [b"together"]]
+
+
+def left(token_ids: list[int], block_ids: list[int]) -> LeftSequence:
+    return LeftSequence(int_bytes(token_ids), int_bytes(block_ids), "")
+
+
+def test_what_all_ranks_hold_already_is_not_computed_again(pair: Service) -> None:
+    prompts = [1, 2, 3, 4, 5], [6, 7, 8, 9, 10]
+    both, one = left(prompts[0][:4], [7]), left(prompts[1][:4], [8])
+    pair.worker(rank=0, world_size=2, left=(both, one))
+    pair.worker(rank=1, world_size=2, left=(both,))
+    gateway = pair.gateway()
+    gateway.wait_ready()
+    for stream, prompt in enumerate(prompts):
+        gateway.send(make_submit(stream, prompt, max_tokens=5))
+    gateway.wait(lambda: len(gateway.ended) == 2)
+    assert [gateway.ended[stream].num_cached_tokens for stream in range(2)] == [4, 0]
+    assert [gateway.tokens[stream] for stream in range(2)] == [complete(prompt, 5) for prompt in prompts]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -43,10 +43,19 @@ class WorkerLoaded(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3
     model: ModelInfo
 
 
+class LeftSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an earlier scheduler has left in KV blocks: these tokens, which fill them, and gave finite logits."""
+
+    token_ids: bytes
+    block_ids: bytes
+    cache_salt: str
+
+
 class WorkerReady(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
-    """The KV cache is allocated; step batches may come."""
+    """The KV cache is allocated; step batches may come. `left`: what it holds already, for a new scheduler to share."""
 
     rank: int
+    left: tuple[LeftSequence, ...] = ()
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
@@ -100,7 +109,7 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `token_ids` are all its tokens, prompt then output; `num_computed_tokens` of them are already in its blocks
     (prefix cache). `block_ids` is its block table so far. The random number of output position i depends on
     (sampling.seed, i), i counted from the end of the prompt. None of `end_token_ids` is drawn among the first
-    `min_tokens` output tokens.
+    `min_tokens` output tokens. `cache_salt` is that of the request, for LeftSequence.
     """
 
     slot: int
@@ -112,6 +121,7 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sampling: Sampling
     min_tokens: int = 0
     end_token_ids: bytes = b""
+    cache_salt: str = ""
 
 
 class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):

@@ -108,6 +108,25 @@ def test_a_step_without_slots_or_draws_gives_no_tokens(tmp_path: Path) -> None:
     assert execute(runner, make_step([], [], [], removed=[0], step_id=9)).token_ids == b""
 
 
+def test_slots_leave_the_full_blocks_that_gave_finite_logits(tmp_path: Path) -> None:
+    def poison(model: PreTrainedModel) -> None:
+        model.get_input_embeddings().weight[POISON] = float("nan")
+
+    write_checkpoint(tmp_path, poison)
+    runner = ready_runner(tmp_path)
+    prompts = {0: [5, 6, 8, 9, 10, 11], 1: [1, 2, 3, POISON, 4], 2: list(range(20, 32)), 3: [1, 2]}
+    added = [make_added(slot, prompt, [3 * slot, 3 * slot + 1, 3 * slot + 2]) for slot, prompt in prompts.items()]
+    drawn = tokens_of(execute(runner, make_step([3, 0, 1, 2], [2, 6, 5, 9], [1, 1, 1, 0], added)).token_ids)
+    assert tokens_of(runner.reset_slots()[0].token_ids) == prompts[0][:4]
+    assert runner.reset_slots() == ()
+    execute(runner, make_step([3, 0, 1, 2], [2, 6, 5, 12], [1, 1, 1, 1], added))
+    tokens = [*prompts[0], drawn[1]]
+    for _ in range(2):
+        tokens += tokens_of(execute(runner, make_step([0], [1], [1])).token_ids)
+    left = {tuple(tokens_of(sequence.token_ids)): tokens_of(sequence.block_ids) for sequence in runner.reset_slots()}
+    assert left == {tuple(tokens[:8]): [0, 1], tuple(prompts[2]): [6, 7, 8]}
+
+
 def test_load_again_keeps_the_weights_and_allocate_again_the_cache(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     runner = ready_runner(tmp_path)

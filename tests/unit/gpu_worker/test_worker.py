@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -17,13 +18,14 @@ from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.steps import (
     AllocateCache,
     EngineConfig,
+    LeftSequence,
     StepOutput,
     WorkerFailed,
     WorkerHello,
     WorkerLoaded,
     WorkerReady,
 )
-from tests.fakes.bare_scheduler import BareScheduler, make_added, make_step
+from tests.fakes.bare_scheduler import BareScheduler, int_bytes, make_added, make_step
 from tests.fakes.patience import PATIENCE_S
 from tests.unit.gpu_worker.tiny_checkpoint import MAX_MODEL_LEN, complete_greedily, write_checkpoint
 
@@ -168,6 +170,24 @@ def test_another_scheduler_finds_empty_slots(service: Service) -> None:
         with BareScheduler(service.address) as scheduler:
             scheduler.start(ENGINE)
             service.check_answer(scheduler)
+
+
+def test_another_scheduler_is_told_what_the_blocks_hold(service: Service) -> None:
+    prompt = [5, 6, 7, 8, 9, 10, 11, 12, 13]
+    added = make_added(1, prompt, [3, 1, 2])
+    block_size = ENGINE.block_size
+    with BareScheduler(service.address) as scheduler:
+        scheduler.start(ENGINE)
+        scheduler.step(make_step([1], [len(prompt)], [1], [msgspec.structs.replace(added, cache_salt="x")]))
+    num_full = len(prompt) // block_size
+    blocks = [3, 1, 2][:num_full]
+    expected = LeftSequence(int_bytes(prompt[: num_full * block_size]), int_bytes(blocks), "x")
+    with BareScheduler(service.address) as scheduler:
+        scheduler.start(ENGINE)
+        assert scheduler.left == (expected,)
+    with BareScheduler(service.address) as scheduler:
+        scheduler.start(msgspec.structs.replace(ENGINE, max_num_seqs=ENGINE.max_num_seqs - 1))
+        assert scheduler.left == ()
 
 
 def test_worker_that_contradicts_the_scheduler_fails_and_says_so(tmp_path: Path) -> None:

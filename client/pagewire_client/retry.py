@@ -59,11 +59,16 @@ class Attempts:
         """
         self._num_failures += 1
         most = self._policy.max_resume_attempts if resumes else self._policy.max_attempts
-        is_temporary = error.code is grpc.StatusCode.UNAVAILABLE or error.details.retry_delay_s is not None
-        if not is_temporary or self._num_failures >= most:
+        if not _is_temporary(error) or self._num_failures >= most:
             raise error
         wait_s = self._policy.backoff_s(self._num_failures, error.details.retry_delay_s, resumes=resumes)
         remaining_s = self.remaining_s()
         if remaining_s is not None and remaining_s <= wait_s:
             raise error
         return wait_s
+
+
+def _is_temporary(error: RequestError) -> bool:
+    """Whether the same call may succeed later. A server whose queue is full says when; other exhaustion is final."""
+    is_full = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.details.retry_delay_s is not None
+    return is_full or error.code is grpc.StatusCode.UNAVAILABLE

@@ -36,15 +36,10 @@ class OutputCollector:
         started = Started(sequence.stream_id, sequence.num_cached_tokens or 0)
         self._news[sequence.gateway].started.append(started)
 
-    def add_tokens(self, drawn: list[tuple[Sequence, int]]) -> None:
-        """Each of these sequences produced a token."""
-        news, gateway = None, None
-        for sequence, token_id in drawn:
-            if news is None or sequence.gateway != gateway:
-                gateway = sequence.gateway
-                news = self._news[gateway]
-            news.stream_ids.append(sequence.stream_id)
-            news.token_ids.append(token_id)
+    def tokens_of(self, gateway: bytes) -> tuple[list[int], list[int]]:
+        """Where to append the stream id and the token of each sequence of this gateway that produced one."""
+        news = self._news[gateway]
+        return news.stream_ids, news.token_ids
 
     def add_logprobs(self, sequence: Sequence, records: bytes) -> None:
         """The log probabilities of tokens that were added, or will be before `flush`; in the order of the tokens."""

@@ -56,8 +56,7 @@ class Scheduler:
 
     def adopt(self, left: Iterable[LeftSequence]) -> None:
         """Before anything runs: share what an earlier scheduler left in the workers' blocks."""
-        num_blocks = self._running.adopt(left)
-        logger.info("blocks adopted num_blocks=%d", num_blocks)
+        logger.info("blocks adopted num_blocks=%d", self._running.adopt(left))
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -312,9 +311,15 @@ class Scheduler:
 
     def _append_tokens(self, sequences: list[Sequence], token_ids: list[int]) -> None:
         """Append each drawn token to its sequence, unless that has ended meanwhile, and end those that are done."""
-        drawn = [pair for pair in zip(sequences, token_ids, strict=True) if not pair[0].is_over]
-        self._outputs.add_tokens(drawn)
-        for sequence, token_id in drawn:
+        gateway, told_streams, told_tokens = None, list[int](), list[int]()
+        for sequence, token_id in zip(sequences, token_ids, strict=True):
+            if sequence.is_over:
+                continue
+            if sequence.gateway != gateway:
+                gateway = sequence.gateway
+                told_streams, told_tokens = self._outputs.tokens_of(gateway)
+            told_streams.append(sequence.stream_id)
+            told_tokens.append(token_id)
             tokens = sequence.token_ids
             tokens.append(token_id)
             if token_id in sequence.stop_token_ids and len(tokens) > sequence.min_total_tokens:
@@ -358,11 +363,8 @@ class Scheduler:
         for sequence in list(self._sequences.values()):
             if sequence.request_id in condemned:
                 self._fail(sequence, _CONDEMNED)
-            elif sequence.max_total_tokens - 1 > capacity:
-                detail = (
-                    f"needs {sequence.max_total_tokens - 1} tokens of KV cache; after a restart only {capacity} fit"
-                )
-                self._fail(sequence, detail)
+            elif (needed := sequence.max_total_tokens - 1) > capacity:
+                self._fail(sequence, f"needs {needed} tokens of KV cache; after a restart only {capacity} fit")
 
     def _fail(self, sequence: Sequence, detail: str) -> None:
         self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)

@@ -13,7 +13,7 @@ from scheduler_service.gateway.handlers import CallerGoneError, Context
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
-from scheduler_service.gateway.stream import Finish, Output, Stream
+from scheduler_service.gateway.stream import Finish, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +87,15 @@ async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
 
 async def _relay(stream: Stream, index: int, write: Write) -> Finish:
     """Write what one stream gives, as the output of this choice, until it ends."""
+    sends_text, num_logprobs = stream.generation.sends_text, stream.generation.sampling.num_logprobs
     while True:
         output = await stream.next()
         if output.token_ids or output.text:
-            await write(generate_pb2.GenerateResponse(delta=_delta(output, index, stream.generation)))
+            text = output.text if sends_text else ""
+            delta = generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text)
+            if num_logprobs is not None:
+                delta.logprobs.extend(to_protos(output.token_ids, output.logprobs, num_logprobs))
+            await write(generate_pb2.GenerateResponse(delta=delta))
         if output.finish is not None:
             return output.finish
 
@@ -104,15 +109,6 @@ def _accepted(generation: Generation, model_name: str) -> generate_pb2.GenerateR
             model=model_name,
         )
     )
-
-
-def _delta(output: Output, index: int, generation: Generation) -> generate_pb2.Delta:
-    text = output.text if generation.sends_text else ""
-    num_logprobs = generation.sampling.num_logprobs
-    if num_logprobs is None:
-        return generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text)
-    logprobs = to_protos(output.token_ids, output.logprobs, num_logprobs)
-    return generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text, logprobs=logprobs)
 
 
 def _finished(streams: Sequence[Stream], finishes: Sequence[Finish]) -> generate_pb2.Finished:

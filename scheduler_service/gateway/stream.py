@@ -63,6 +63,8 @@ class Stream:
         self._token_ids = int32_array(generation.received_ids)
         self._num_given = len(generation.received_ids)
         self._logprobs = bytearray()
+        num_logprobs = generation.sampling.num_logprobs
+        self._record_bytes = 0 if num_logprobs is None else logprob_record_bytes(num_logprobs)
         self._num_cached_tokens: int | None = None
         self._decoded_text: list[str] = []
         self._ended: Ended | None = None
@@ -139,6 +141,7 @@ class Stream:
         if not self._is_known:
             self._acceptance = asyncio.get_running_loop().create_future()
             await self._acceptance
+            self._acceptance = None
         if self._error is not None and not self._is_accepted:
             raise self._error
 
@@ -169,17 +172,15 @@ class Stream:
         token_ids = self._token_ids[self._num_given : self.num_output_tokens]
         if self._error is not None and not token_ids:
             raise self._error
-        output = Output(token_ids, "".join(self._decoded_text), self._take_logprobs(len(token_ids)), self._finish)
+        logprobs = self._take_logprobs(len(token_ids)) if self._record_bytes else b""
+        output = Output(token_ids, "".join(self._decoded_text), logprobs, self._finish)
         self._num_given = self.num_output_tokens
         self._decoded_text = []
         return output
 
     def _take_logprobs(self, num_tokens: int) -> bytes:
         """The records of the next tokens to give out: the first that are here."""
-        num_logprobs = self.generation.sampling.num_logprobs
-        if num_logprobs is None:
-            return b""
-        end = num_tokens * logprob_record_bytes(num_logprobs)
+        end = num_tokens * self._record_bytes
         taken = bytes(self._logprobs[:end])
         del self._logprobs[:end]
         return taken

@@ -1,4 +1,4 @@
-"""Do streams outlive kill -9 of the scheduler, token for token, while the workers go on?"""
+"""Do streams outlive kill -9 of the scheduler, while the workers go on, and of a worker, to the last bit?"""
 
 import dataclasses
 import time
@@ -78,6 +78,12 @@ def test_a_stream_outlives_one_scheduler_after_another(service, client):
     assert completion.choices == client.generate(GOLDEN[0]["prompt_ids"], long).choices
     assert list(completion.token_ids)[:64] == GOLDEN[0]["output_ids"]
     assert child(service, "gpu_worker").pid == worker.pid
+
+
+def test_sixteen_streams_outlive_the_worker_with_all_their_log_probabilities(service, client):
+    expected = run_streams(client)
+    completions = run_streams(client, (5,), lambda: child(service, "gpu_worker").kill())
+    assert [completion.choices for completion in completions] == [wanted.choices for wanted in expected]
 
 
 def test_processes_left_are_those_that_should_be(service):

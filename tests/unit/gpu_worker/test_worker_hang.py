@@ -3,10 +3,9 @@
 import time
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
+from gpu_worker.execution.executor import StepResult
 from gpu_worker.model_runner import PendingStep
 from gpu_worker.parallel import RanksLostError
 from gpu_worker.worker import Worker
@@ -22,7 +21,7 @@ class Endless:
 
     is_done = False
 
-    def read(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    def read(self) -> StepResult:
         raise AssertionError("nobody waits for it")
 
 
@@ -30,7 +29,7 @@ class Runner:
     is_ready = True
 
     def launch(self, batch: StepBatch) -> PendingStep:
-        return PendingStep(batch.step_id, Endless(), time.monotonic())
+        return PendingStep(batch.step_id, Endless(), time.monotonic(), on_ill=lambda rows: None)
 
 
 class Link:

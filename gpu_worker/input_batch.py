@@ -21,6 +21,9 @@ from gpu_worker.sampling.token_rules import RuledRow, SlotRules
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
 from pagewire.ipc.steps import AddedSequence, LeftSequence, StepBatch
 
+# 16 MiB, a quarter of the longest message.
+_MOST_LEFT_TOKENS = 1 << 22
+
 
 class StepBatchError(Exception):
     """A step batch contradicts the slots: scheduler and worker no longer agree, and the worker must start over."""
@@ -89,7 +92,7 @@ class InputBatch:
         self._is_ill[slots] = True
 
     def left(self, token_ids: npt.NDArray[np.int32]) -> tuple[LeftSequence, ...]:
-        """What the blocks of all slots hold that gave finite logits, as far as blocks are full.
+        """What the blocks of all slots hold that gave finite logits, as far as blocks are full and a message can tell.
 
         Args:
             token_ids: [max_num_seqs, width], tokens of all slots.
@@ -97,6 +100,7 @@ class InputBatch:
         block_size = self._shape.block_size
         num_full = self._num_sure // block_size
         slots = np.flatnonzero(self._used & ~self._is_ill & (num_full > 0))
+        slots = slots[np.cumsum(num_full[slots]) * block_size <= _MOST_LEFT_TOKENS]
         return tuple(
             LeftSequence(
                 token_ids[slot, : num_full[slot] * block_size].tobytes(),

@@ -119,7 +119,9 @@ class ModelRunner:
             self._loaded = self._load(engine, on_progress)
         assert self._loaded is not None
         config = self._loaded.config
-        info = ModelInfo(config.architecture, config.vocab_size, config.max_model_len, config.eos_token_ids)
+        # Some models name tokens beyond their vocabulary, which are never drawn.
+        eos_token_ids = tuple(token_id for token_id in config.eos_token_ids if 0 <= token_id < config.vocab_size)
+        info = ModelInfo(config.architecture, config.vocab_size, config.max_model_len, eos_token_ids)
         return self._loaded.fitting_blocks, info
 
     def allocate(self, num_blocks: int, on_progress: OnProgress) -> bool:

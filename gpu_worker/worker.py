@@ -164,7 +164,7 @@ class Worker:
         if scheduler != self._scheduler:
             logger.info("following scheduler incarnation=%s", scheduler.hex())
             self._scheduler = scheduler
-            self._left = self._runner.reset_slots()
+            self._left = self._runner.reset_slots() or self._left
         num_blocks, model = self._runner.load(engine, self._throttled_progress())
         self._link.send(WorkerLoaded(self._hello.rank, num_blocks, model), scheduler)
 

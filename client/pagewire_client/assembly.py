@@ -50,9 +50,11 @@ class Assembly:
         again.CopyFrom(request)
         again.resume.request_id = self.accepted.request_id
         again.resume.seed = self.accepted.seed
+        choices = {choice.index: choice for choice in again.resume.choices}
         for index, output in self._outputs.items():
             if request.sampling.n > 1:
-                again.resume.choices.add(index=index, received_token_ids=output.token_ids)
+                choice = choices.get(index) or again.resume.choices.add(index=index)
+                choice.received_token_ids.extend(output.token_ids)
             else:
                 again.resume.received_token_ids.extend(output.token_ids)
         return again

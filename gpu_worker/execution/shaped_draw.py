@@ -41,9 +41,11 @@ def draw_shaped(
     logits = vocab.gather(logits)
     wanted = on_device_of(logits, inputs.logprobs.rows)
     unshaped = logits.index_select(0, wanted)
+    # Rules could hide what is not finite.
+    was_finite = logits.sum(dim=-1).isfinite()
     apply_rules(logits, inputs.rules, slots.tokens_by_slot)
     apply_penalties(logits, inputs.penalties, slots.tokens_by_slot)
     token_ids, finite = choose(logits)
     token_ids = vocab.parallel.broadcast(token_ids)
     most = int(inputs.logprobs.num_logprobs.max(initial=0))
-    return ShapedDraw(token_ids, finite, find_logprobs(unshaped, token_ids.index_select(0, wanted), most))
+    return ShapedDraw(token_ids, finite & was_finite, find_logprobs(unshaped, token_ids.index_select(0, wanted), most))

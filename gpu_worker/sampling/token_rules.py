@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from gpu_worker.sampling.sampler import on_device_of
-from pagewire.ipc.requests import TokenRules
+from pagewire.ipc.requests import MAX_BAD_WORD_TOKENS, TokenRules
 
-_BANNED = -1e30
+# What is allowed and banned, as the end of a sequence before its time may be, is drawn rather than what is not allowed.
+_BANNED, _NOT_ALLOWED = -1e30, -1e31
 _NO_RULES = TokenRules()
 
 Ints = npt.NDArray[np.int64]
@@ -22,13 +23,19 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class SlotRules:
-    """The rules of one sequence. `end_ids` may not be drawn before it has min_tokens output tokens."""
+    """The rules of one sequence. `end_ids` may not be drawn before it has min_tokens output tokens.
+
+    heads, head_lens, last_ids: bad words of several tokens, [num_words, longest head], [num_words], [num_words]. Heads
+    are all tokens but the last, aligned at their ends, after -1.
+    """
 
     allowed_ids: Ints
     banned_ids: Ints
     bias_ids: Ints
     biases: npt.NDArray[np.float32]
-    bad_words: list[Ints]
+    heads: Ints
+    head_lens: Ints
+    last_ids: Ints
     end_ids: Ints
     min_tokens: int
 
@@ -40,12 +47,18 @@ class SlotRules:
         rules = rules or _NO_RULES
         words = [_ints(word) for word in rules.bad_words]
         single = [word for word in words if len(word) == 1]
+        words = [word for word in words if len(word) > 1]
+        heads = np.full((len(words), MAX_BAD_WORD_TOKENS - 1), -1)
+        for head, word in zip(heads, words, strict=True):
+            head[len(head) - len(word) + 1 :] = word[:-1]
         return cls(
             allowed_ids=_ints(rules.allowed_ids),
             banned_ids=np.concatenate([_ints(rules.banned_ids), *single]),
             bias_ids=_ints(rules.bias_ids),
             biases=np.frombuffer(rules.biases, dtype="<f4"),
-            bad_words=[word for word in words if len(word) > 1],
+            heads=heads,
+            head_lens=(heads >= 0).sum(axis=1),
+            last_ids=np.array([word[-1] for word in words], dtype=np.int64),
             end_ids=_ints(end_ids),
             min_tokens=min_tokens,
         )
@@ -69,9 +82,9 @@ class RuledRow(msgspec.Struct, frozen=True):
         return np.concatenate((rules.banned_ids, rules.end_ids))
 
     @property
-    def bad_words(self) -> list[Ints]:
-        """Those that the next token could end: all others of their tokens fit into the output."""
-        return [word for word in self.rules.bad_words if len(word) - 1 <= self.num_tokens - self.num_prompt]
+    def open_words(self) -> Ints:
+        """The bad words that the next token could end: their heads fit into the output."""
+        return np.flatnonzero(self.rules.head_lens <= self.num_tokens - self.num_prompt)
 
 
 def apply_rules(logits: torch.Tensor, rows: list[RuledRow], token_ids: torch.Tensor) -> None:
@@ -87,10 +100,9 @@ def apply_rules(logits: torch.Tensor, rows: list[RuledRow], token_ids: torch.Ten
     if restricted:
         places = _places(logits, ((ruled.row, ruled.rules.allowed_ids) for ruled in restricted))
         kept = logits[places]
-        logits.index_fill_(0, on_device_of(logits, np.array([ruled.row for ruled in restricted])), _BANNED)
+        logits.index_fill_(0, on_device_of(logits, np.array([ruled.row for ruled in restricted])), _NOT_ALLOWED)
         logits.index_put_(places, kept)
-    if any(ruled.bad_words for ruled in rows):
-        _ban_ends_of_words(logits, rows, token_ids)
+    _ban_ends_of_words(logits, rows, token_ids)
     places = _places(logits, ((ruled.row, ruled.banned_ids) for ruled in rows))
     logits.index_put_(places, logits.new_full((), _BANNED))
     places = _places(logits, ((ruled.row, ruled.rules.bias_ids) for ruled in rows))
@@ -101,15 +113,18 @@ def apply_rules(logits: torch.Tensor, rows: list[RuledRow], token_ids: torch.Ten
 def _ban_ends_of_words(logits: torch.Tensor, rows: list[RuledRow], token_ids: torch.Tensor) -> None:
     """Ban each bad word's last token where the others are the last of the output.
 
-    Words of different lengths are compared side by side, aligned at their ends: [num_words, longest - 1].
+    All words are compared side by side, aligned at their ends.
     """
-    pairs = [(ruled, word) for ruled in rows for word in ruled.bad_words]
-    longest = max(len(word) for _, word in pairs) - 1
-    heads = np.full((len(pairs), longest), -1)
-    for index, (_, word) in enumerate(pairs):
-        heads[index, longest - len(word) + 1 :] = word[:-1]
-    numbers = np.array([(ruled.row, ruled.slot, ruled.num_tokens, word[-1]) for ruled, word in pairs])
-    there = on_device_of(logits, np.concatenate((heads, numbers), axis=1))
+    parts = []
+    for ruled in rows:
+        words = ruled.open_words
+        if len(words):
+            numbers = np.tile((ruled.row, ruled.slot, ruled.num_tokens), (len(words), 1))
+            parts.append(np.concatenate((ruled.rules.heads[words], numbers, ruled.rules.last_ids[words, None]), axis=1))
+    if not parts:
+        return
+    longest = MAX_BAD_WORD_TOKENS - 1
+    there = on_device_of(logits, np.concatenate(parts))
     wanted, (word_rows, slots, num_tokens, last_ids) = there[:, :longest], there[:, longest:].T
     positions = num_tokens[:, None] - longest + torch.arange(longest, device=logits.device)
     found = token_ids[slots[:, None], positions.clamp(min=0)]

@@ -213,6 +213,7 @@ class SchedulerLoop:
         if self._scheduler is None:
             self._scheduler = Scheduler(config, self._group.num_blocks, frozenset(model.eos_token_ids))
             self._scheduler.adopt(self._group.left)
+            self._group.forget_left()
         else:
             self._scheduler.reset(self._group.num_blocks)
         self._limits = Limits(

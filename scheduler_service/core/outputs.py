@@ -46,6 +46,13 @@ class OutputCollector:
         logprobs = self._news[sequence.gateway].logprobs
         logprobs[sequence.stream_id] = logprobs.get(sequence.stream_id, b"") + records
 
+    def add_drawn_logprobs(self, records: list[tuple[Sequence, bytes]]) -> None:
+        """Those of the tokens that a step drew; sequences that are over drew in vain."""
+        for sequence, record in records:
+            if not sequence.is_over:
+                sequence.logprobs += record
+                self.add_logprobs(sequence, record)
+
     def add_end(
         self, sequence: Sequence, reason: EndReason, stop_token_id: int | None = None, detail: str = ""
     ) -> None:

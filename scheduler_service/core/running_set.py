@@ -58,26 +58,25 @@ class RunningSet:
         """
         if not self._config.prefix_caching:
             return 0
-        contents: list[tuple[int, bytes]] = []
+        contents: list[tuple[int, int, bytes]] = []
         for sequence in left:
             token_ids, block_ids, hashes = array("i"), array("i"), list[bytes]()
             token_ids.frombytes(sequence.token_ids)
             block_ids.frombytes(sequence.block_ids)
             self._hasher.extend(hashes, token_ids, sequence.cache_salt, len(block_ids))
-            contents += reversed(list(zip(block_ids, hashes, strict=True)))
-        return self.blocks.adopt(contents)
+            contents += zip(range(len(hashes)), block_ids, hashes, strict=True)
+        # The deepest are the first to be evicted.
+        contents.sort(reverse=True)
+        return self.blocks.adopt((block, content_hash) for _, block, content_hash in contents)
 
     def admit(self, sequence: Sequence) -> int | None:
-        """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it, or if running
-        sequences soon offer most of what it would have to compute.
+        """Give a waiting sequence a slot and blocks for all its tokens; None if there is no room for it.
 
         One block per running sequence stays in reserve, so that a newcomer does not push out those it joins.
         """
         if self.table.num_free == 0:
             return None
         shared = self._match_prefix(sequence)
-        if self._is_mostly_promised(sequence, len(shared)):
-            return None
         num_new = -(-len(sequence.token_ids) // self._config.block_size) - len(shared)
         available = self.blocks.num_available - self.blocks.num_idle_among(shared)
         if num_new + len(self._running) > available:
@@ -225,12 +224,15 @@ class RunningSet:
         self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, num_blocks)
         return self.blocks.cache.match(sequence.block_hashes[:num_blocks])
 
-    def _is_mostly_promised(self, sequence: Sequence, num_shared: int) -> bool:
-        """Whether running sequences compute at least half of what this one has to, and will offer it for sharing.
+    def is_mostly_promised(self, sequence: Sequence) -> bool:
+        """Whether running sequences compute at least half of what a waiting one has to, and will offer it for sharing.
 
         Then it pays to wait: of requests that come together with one prompt, or a long common beginning, the first
-        computes it for all. They draw next, or have chunks to compute that take all of the step's tokens meanwhile.
+        computes it for all.
         """
+        if not self._promised:
+            return False
+        num_shared = len(self._match_prefix(sequence))
         missing = sequence.block_hashes[num_shared:]
         num_promised = sum(1 for _ in takewhile(self._promised.__contains__, missing))
         num_left = len(sequence.token_ids) - num_shared * self._config.block_size

@@ -219,7 +219,10 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
-        while budget > 0 and (waiting := self._waiting.next(is_alone=not self._running.num_held_slots)) is not None:
+        while budget > 0 and (waiting := self._waiting.next(self.config.max_num_seqs, table.num_free)) is not None:
+            if self._running.is_mostly_promised(waiting):
+                self._waiting.set_aside(waiting)
+                continue
             is_first_run = waiting.num_cached_tokens is None
             new_slot = self._running.admit(waiting)
             if new_slot is None:
@@ -229,6 +232,7 @@ class Scheduler:
                 self._waiting.backlog.leave(waiting.num_given_tokens, to_run=True)
                 self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
+        self._waiting.bring_back()
         chunks.sort(key=lambda chunk: chunk[1] > 1)
         return chunks
 
@@ -278,10 +282,7 @@ class Scheduler:
         self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._waiting.quarantine:
             self._clear_suspects(step)
-        for sequence, record in records:
-            if not sequence.is_over:
-                sequence.logprobs += record
-                self._outputs.add_logprobs(sequence, record)
+        self._outputs.add_drawn_logprobs(records)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
 

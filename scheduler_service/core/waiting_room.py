@@ -6,6 +6,9 @@ from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.sequence import Sequence
 from scheduler_service.core.waiting_queue import WaitingQueue
 
+# Each costs a look at the prefix cache in every step.
+_MOST_ASIDE = 32
+
 
 class WaitingRoom:
     """Sequences without a slot. While there are suspects of having killed a worker, each runs alone, and others wait.
@@ -20,16 +23,30 @@ class WaitingRoom:
         self.backlog = Backlog(config)
         self._queue = WaitingQueue()
         self._suspects = WaitingQueue()
+        self._aside: list[Sequence] = []
 
     def push(self, sequence: Sequence) -> None:
         """A WAITING sequence takes its place, a preempted one its old place."""
         self._queue_of(sequence).push(sequence)
 
-    def next(self, *, is_alone: bool) -> Sequence | None:
-        """The sequence whose turn it is, if there is one; `is_alone`: no other has a slot."""
+    def next(self, num_slots: int, num_free: int) -> Sequence | None:
+        """The sequence whose turn it is, if there is one, given how many slots there are and are free."""
+        if len(self._aside) >= min(_MOST_ASIDE, num_free):
+            return None
         if not self.quarantine.has_suspects:
             return self._queue.peek()
-        return self._suspects.peek() if is_alone else None
+        return self._suspects.peek() if num_free == num_slots else None
+
+    def set_aside(self, sequence: Sequence) -> None:
+        """The one whose turn it was had better wait a little, and lets others pass. It keeps a slot for itself."""
+        self.take(sequence)
+        self._aside.append(sequence)
+
+    def bring_back(self) -> None:
+        """Who was set aside takes the old place again."""
+        for sequence in self._aside:
+            self.push(sequence)
+        self._aside.clear()
 
     def take(self, sequence: Sequence) -> None:
         """The one whose turn it was got a slot."""

@@ -91,6 +91,11 @@ class WorkerGroup:
         """What every rank holds of an earlier scheduler's sequences, when the group became ready."""
         return frozenset.intersection(*(rank.left for rank in self._ranks.values()))
 
+    def forget_left(self) -> None:
+        """It is of no more use."""
+        for rank in self._ranks.values():
+            rank.left = frozenset()
+
     def is_current(self, incarnation: bytes, rank: int) -> bool:
         """Whether a message comes from the process that now is this rank."""
         return rank in self._ranks and self._ranks[rank].incarnation == incarnation
@@ -103,7 +108,11 @@ class WorkerGroup:
             return
         known = self._ranks.get(message.rank)
         if known is not None and known.incarnation == incarnation:
+            is_reconnected = known.routing_id != routing_id
             known.routing_id = routing_id
+            if is_reconnected and known.stage is not Stage.READY:
+                # A message of its start may be lost with the connection.
+                self._start_when_all_greeted()
             return
         logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
         self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)

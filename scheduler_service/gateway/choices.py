@@ -43,6 +43,8 @@ def received_by_choice(resume: generate_pb2.Resume, num_choices: int, vocab_size
             raise InvalidArgumentError(
                 f"resume.choices[{place}].index", f"is {choice.index}, must be below the {num_choices} of n"
             )
+        if received[choice.index]:
+            raise InvalidArgumentError(f"resume.choices[{place}].index", f"is {choice.index} again")
         check_token_ids(choice.received_token_ids, vocab_size, f"resume.choices[{place}].received_token_ids")
         received[choice.index] = list(choice.received_token_ids)
     return received

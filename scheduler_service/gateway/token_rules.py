@@ -4,7 +4,7 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 
-from pagewire.ipc.requests import TokenRules
+from pagewire.ipc.requests import MAX_BAD_WORD_TOKENS, TokenRules
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import int32_array
@@ -72,5 +72,9 @@ async def _read_bad_words(words: Sequence[str], prompts: PromptReader) -> Iterab
         bare = word.lstrip(" ") or word
         for text in (bare, f" {bare}"):
             token_ids = int32_array(await prompts.read_text(text, add_special_tokens=False))
+            if len(token_ids) > MAX_BAD_WORD_TOKENS:
+                raise InvalidArgumentError(
+                    f"sampling.bad_words[{index}]", f"has {len(token_ids)} tokens, may have {MAX_BAD_WORD_TOKENS}"
+                )
             found[token_ids.tobytes()] = token_ids
     return found.values()

@@ -121,6 +121,7 @@ def test_choices_are_resumed_where_each_was_cut(stub: Any, scheduler: FakeSchedu
         (1, {"choices": [{"index": 0}]}, "resume.choices"),
         (2, {"received_token_ids": [1]}, "resume.received_token_ids"),
         (2, {"choices": [{"index": 2}]}, "resume.choices[0].index"),
+        (2, {"choices": [{"index": 1, "received_token_ids": [1]}, {"index": 1}]}, "resume.choices[1].index"),
         (2, {"choices": [{"index": 1, "received_token_ids": [10**6]}]}, "resume.choices[0].received_token_ids[0]"),
     ],
 )

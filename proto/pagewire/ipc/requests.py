@@ -31,6 +31,10 @@ class Penalties(msgspec.Struct, frozen=True, array_like=True, gc=False):
     presence: float
 
 
+MAX_BAD_WORD_TOKENS = 32
+"""Tokens that a bad word may have."""
+
+
 class TokenRules(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Which tokens may be drawn, before penalties: of the allowed ones (none: of all) those that are not banned, after
     `biases` (float32) are added to the logits of `bias_ids`. The last token of a bad word is not drawn where the

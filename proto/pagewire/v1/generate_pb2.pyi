@@ -337,7 +337,7 @@ class SamplingParams(google.protobuf.message.Message):
     @property
     def bad_words(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts that must not appear in the output, as the tokenizer writes them, with and without a space before them. At
-        most 64, each of 1 to 1,024 characters.
+        most 64, each of 1 to 1,024 characters and at most 32 tokens.
         """
 
     @property

@@ -53,3 +53,32 @@ def test_nobody_waits_without_a_prefix_cache_or_with_another_salt() -> None:
         harness.add(1, PROMPT)
         harness.add(2, PROMPT, cache_salt=salt)
         assert num_tokens(harness.scheduler.schedule()) == 2 * len(PROMPT)
+
+
+def test_who_waits_for_others_lets_those_behind_pass() -> None:
+    harness = Harness(num_blocks=256, max_num_seqs=16, max_num_batched_tokens=256)
+    for stream in range(12):
+        harness.add(stream, [stream // 2, *PROMPT], max_tokens=5)
+    assert num_tokens(harness.scheduler.schedule()) == 6 * (1 + len(PROMPT))
+
+
+def test_who_waits_for_others_keeps_a_slot() -> None:
+    harness = Harness(num_blocks=256, max_num_seqs=3, max_num_batched_tokens=256)
+    for stream in range(2):
+        harness.add(stream, PROMPT, max_tokens=5)
+    for stream in range(2, 5):
+        harness.add(stream, [stream, *PROMPT], max_tokens=5)
+    assert num_tokens(harness.scheduler.schedule()) == 2 * len(PROMPT) + 1
+    harness.worker.queue.clear()
+
+
+def test_pairs_begin_as_soon_as_single_requests() -> None:
+    harness = Harness(num_blocks=4096, max_num_seqs=128, max_num_batched_tokens=2048)
+    for stream in range(128):
+        harness.add(stream, [stream // 2] * 100, max_tokens=50)
+    steps = 0
+    while harness.scheduler.load.num_running < 128:
+        while harness.schedule():
+            steps += 1
+        harness.finish_step()
+    assert steps <= 12

@@ -103,6 +103,7 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling": {"banned_token_ids": range(VOCAB)}}, "sampling.banned_token_ids", "leaves no token"),
     ({"sampling": {"allowed_token_ids": [1], "banned_token_ids": [1, 2]}}, "sampling.banned_token_ids", "leaves no"),
     ({"sampling": {"bad_words": ["x"] * 65}}, "sampling.bad_words", "has 65 texts"),
+    ({"sampling": {"bad_words": ["x" * 33]}}, "sampling.bad_words[0]", "has 33 tokens, may have 32"),
     ({"sampling": {"bad_words": ["x", ""]}}, "sampling.bad_words[1]", "has 0 characters"),
     ({"output": {"logprobs": 21}}, "output.logprobs", "is 21, must be 0 to 20"),
     ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens", "is 0"),

@@ -46,8 +46,8 @@ def expected_row(logits: np.ndarray, tokens: list[int], num_prompt: int, rules: 
     banned = set(rules.banned_ids) | (set(rules.end_ids) if len(output) < rules.min_tokens else set())
     if len(rules.allowed_ids):
         banned |= set(range(VOCAB)) - set(rules.allowed_ids)
-    for word in rules.bad_words:
-        *head, last = word.tolist()
+    for padded, last in zip(rules.heads.tolist(), rules.last_ids.tolist(), strict=True):
+        head = [token for token in padded if token >= 0]
         if len(head) <= len(output) and output[len(output) - len(head) :] == head:
             banned.add(last)
     row[list(banned)] = -np.inf
@@ -86,3 +86,11 @@ def test_a_bad_word_of_one_token_is_never_drawn():
 @pytest.mark.parametrize(("min_tokens", "is_none"), [(0, True), (1, False)])
 def test_sequences_without_rules_cost_nothing(min_tokens, is_none):
     assert (SlotRules.of(None, b"", min_tokens) is None) == is_none
+
+
+def test_an_allowed_token_is_drawn_even_if_it_is_banned_now():
+    rules = SlotRules.of(TokenRules(allowed_ids=int_bytes([4])), int_bytes([4]), 3)
+    assert rules is not None
+    logits = torch.zeros(1, VOCAB)
+    apply_rules(logits, [RuledRow(0, 0, 1, 1, rules)], torch.zeros(1, WIDTH, dtype=torch.int32))
+    assert logits[0].argmax() == 4

@@ -1,0 +1,34 @@
+"""What does a client send to go on with a stream that broke?"""
+
+from pagewire.v1 import generate_pb2
+from pagewire_client.assembly import Assembly
+
+
+def broken(*deltas: tuple[int, list[int]]) -> Assembly:
+    """A stream that was accepted and gave this much, by choice."""
+    assembly = Assembly()
+    assembly.add(generate_pb2.GenerateResponse(accepted=generate_pb2.Accepted(request_id="r", seed=7)))
+    for index, token_ids in deltas:
+        delta = generate_pb2.Delta(index=index, token_ids=token_ids)
+        assembly.add(generate_pb2.GenerateResponse(delta=delta))
+    return assembly
+
+
+def test_what_came_is_added_to_what_the_caller_had() -> None:
+    request = generate_pb2.GenerateRequest(resume=generate_pb2.Resume(received_token_ids=[1, 2]))
+    again = broken((0, [3]), (0, [4, 5])).continuing(request)
+    assert again is not None
+    assert (again.resume.request_id, again.resume.seed) == ("r", 7)
+    assert list(again.resume.received_token_ids) == [1, 2, 3, 4, 5]
+    assert list(request.resume.received_token_ids) == [1, 2]
+
+
+def test_each_choice_goes_on_after_its_own_tokens() -> None:
+    had = [generate_pb2.ReceivedChoice(index=1, received_token_ids=[9])]
+    request = generate_pb2.GenerateRequest(
+        sampling=generate_pb2.SamplingParams(n=3), resume=generate_pb2.Resume(choices=had)
+    )
+    again = broken((0, [3]), (1, [8]), (0, [4])).continuing(request)
+    assert again is not None
+    assert {choice.index: list(choice.received_token_ids) for choice in again.resume.choices} == {0: [3, 4], 1: [9, 8]}
+    assert not again.resume.received_token_ids

@@ -1,10 +1,12 @@
 """Which generations does one request stand for? One for each of its n choices."""
 
+import dataclasses
+
 import msgspec
 
-from pagewire.ipc.requests import Sampling
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError
+from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.validation import check_token_ids
 
 _MAX_CHOICES = 128
@@ -50,11 +52,14 @@ def received_by_choice(resume: generate_pb2.Resume, num_choices: int, vocab_size
     return received
 
 
-def sampling_of_choice(sampling: Sampling, index: int) -> Sampling:
-    """Choices differ by their seeds: choice i has the request's plus i."""
-    return msgspec.structs.replace(sampling, seed=(sampling.seed + index) % _SEED_RANGE) if index else sampling
+def choice_of(first: Generation, index: int, received_ids: list[int]) -> Generation:
+    """Choice `index` of a request whose choice 0 is `first`: its seed is the request's plus the index.
 
-
-def id_of_choice(request_id: str, index: int) -> str:
-    """How the scheduler knows a choice. No caller's id has this character."""
-    return f"{request_id}#{index}" if index else request_id
+    The scheduler knows it by an id with a character that no caller's id has.
+    """
+    return dataclasses.replace(
+        first,
+        request_id=f"{first.request_id}#{index}",
+        sampling=msgspec.structs.replace(first.sampling, seed=(first.sampling.seed + index) % _SEED_RANGE),
+        received_ids=int32_array(received_ids),
+    )

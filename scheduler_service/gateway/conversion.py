@@ -1,6 +1,5 @@
 """How does a Generate request become Generations? Every field is checked; nothing is ignored."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
-from scheduler_service.gateway.choices import check_num_choices, id_of_choice, received_by_choice, sampling_of_choice
+from scheduler_service.gateway.choices import check_num_choices, choice_of, received_by_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
@@ -73,15 +72,7 @@ async def to_generations(
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
     )
-    return [
-        dataclasses.replace(
-            first,
-            request_id=id_of_choice(request_id, index),
-            sampling=sampling_of_choice(first.sampling, index),
-            received_ids=int32_array(received_ids),
-        )
-        for index, received_ids in enumerate(received)
-    ]
+    return [first, *(choice_of(first, index, ids) for index, ids in enumerate(received) if index > 0)]
 
 
 async def _prompt_ids(request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo) -> Sequence[int]:

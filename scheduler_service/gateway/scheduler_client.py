@@ -164,8 +164,6 @@ class SchedulerClient:
         self._keeper.cancel()
         self._wait_is_over.set()
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
-        # Streams that are closed from now on are nobody's.
-        self.scheduler_incarnation = None
         for stream in [*self._streams.values(), *self._waiting.all()]:
             stream.fail(GatewayDrainingError())
             stream.wake()

@@ -1,6 +1,5 @@
 """Several completions of one prompt in one call: a real gRPC client, a gateway, and a scheduler played by the test."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -9,33 +8,10 @@ import pytest
 from pagewire.ipc.requests import Abort, Ended, EndReason, Rejected, RejectReason, Submit
 from pagewire.v1 import generate_pb2
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_token
-from tests.fakes.gateway_process import GatewayProcess, generate_request
-from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
+from tests.fakes.gateway_process import generate_request
+from tests.fakes.tiny_model import byte_level_ids
 
 LAST_SEED = 2**64 - 1
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeScheduler]:
-    address = f"ipc://{tmp_path_factory.mktemp('s')}/requests.sock"
-    with FakeScheduler(address, vocab_size=300, eos_token_ids=(265,)) as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def gateway(scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    folder = tmp_path_factory.mktemp("g")
-    with GatewayProcess(write_tiny_model(folder / "model"), scheduler.address, folder / "log") as process:
-        process.wait_until_serving()
-        yield process
-        assert process.stop() == 0
-
-
-@pytest.fixture
-def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
-    assert scheduler.take_all() == []
-    scheduler.accepts = True
-    return gateway.stub()
 
 
 def take_submits(scheduler: FakeScheduler, count: int) -> list[Submit]:

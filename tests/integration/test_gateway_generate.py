@@ -1,7 +1,6 @@
 """Does a Generate call over real sockets give each event once and in order, and reach the scheduler as it was meant?"""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -14,39 +13,13 @@ from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_to
 from tests.fakes.gateway_process import (
     MODEL_NAME,
     TIMEOUT_S,
-    GatewayProcess,
     error_reason,
     generate_request,
     status_detail,
 )
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
-
-VOCAB_SIZE = 300
-EOS_ID = 265
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeScheduler]:
-    address = f"ipc://{tmp_path_factory.mktemp('s')}/requests.sock"
-    with FakeScheduler(address, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_ID,)) as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def gateway(scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    folder = tmp_path_factory.mktemp("g")
-    with GatewayProcess(write_tiny_model(folder / "model"), scheduler.address, folder / "log") as process:
-        process.wait_until_serving()
-        yield process
-        assert process.stop() == 0
-
-
-@pytest.fixture
-def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
-    assert scheduler.take_all() == []
-    scheduler.accepts = True
-    return gateway.stub()
+from tests.fakes.tiny_model import byte_level_ids
+from tests.integration.conftest import EOS_ID
 
 
 def start(stub: Any, **fields: Any) -> Any:

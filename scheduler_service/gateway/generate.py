@@ -1,4 +1,4 @@
-"""How is one Generate call answered? Accepted first, then Deltas as tokens come, then Finished, or a status."""
+"""How is one Generate request answered? Accepted first, then Deltas as tokens come, then Finished, or a status."""
 
 import asyncio
 import logging
@@ -9,10 +9,13 @@ from typing import Any
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.generation import Generation
-from scheduler_service.gateway.handlers import CallerGoneError, Context
+from scheduler_service.gateway.handlers import CallerGoneError
 from scheduler_service.gateway.logprobs import to_protos
+from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
+from scheduler_service.gateway.served_model import ServedModel
+from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.stream import Finish, Stream
 
 logger = logging.getLogger(__name__)
@@ -20,51 +23,85 @@ logger = logging.getLogger(__name__)
 Write = Callable[[generate_pb2.GenerateResponse], Awaitable[object]]
 
 
-async def answer_generate(
-    request: generate_pb2.GenerateRequest,
-    context: Context,
-    *,
-    model_name: str,
-    prompts: PromptReader,
-    scheduler: SchedulerClient,
-) -> None:
-    """Answer one call. However it ends, the scheduler learns of it, once.
+class Generator:
+    """Answers Generate requests over one model and one scheduler, for every protocol.
 
-    Raises:
-        RequestError: the call ends with this error's status.
+    A protocol turns what its callers send into a GenerateRequest, and the responses written into what they expect.
+
+    Args:
+        model: the model that requests may name.
+        scheduler: runs generations.
+        prompts: tokenizes prompts.
+        calls: told of every call.
+        state: of the service.
     """
-    started_s = time.monotonic()
-    if request.HasField("resume"):
-        # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
-        await scheduler.wait_for_engine()
-    model, limits = scheduler.ready_engine()
-    generations = await to_generations(
-        request, prompts=prompts, model=model, limits=limits, time_remaining_s=context.time_remaining()
-    )
-    streams: list[Stream] = []
-    outcome = "failed"
-    try:
-        streams += map(scheduler.open, generations)
-        for stream in streams:
-            await stream.accepted()
-        await context.write(_accepted(generations[0], model_name))
-        finished = _finished(streams, await _relay_all(streams, context.write))
-        await context.write(generate_pb2.GenerateResponse(finished=finished))
-        outcome = generate_pb2.FinishReason.Name(finished.reason)
-    except (asyncio.CancelledError, CallerGoneError):
-        outcome = "cancelled"
-        raise
-    finally:
-        for stream in streams:
-            scheduler.close(stream)
-        logger.info(
-            "generate ended request_id=%s outcome=%s num_prompt_tokens=%d num_output_tokens=%d seconds=%.3f",
-            generations[0].request_id,
-            outcome,
-            len(generations[0].prompt_ids),
-            sum(stream.num_output_tokens for stream in streams),
-            time.monotonic() - started_s,
+
+    def __init__(
+        self,
+        model: ServedModel,
+        scheduler: SchedulerClient,
+        prompts: PromptReader,
+        calls: OpenCalls,
+        state: ServiceState,
+    ) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._prompts = prompts
+        self._calls = calls
+        self._state = state
+
+    async def answer(
+        self, request: generate_pb2.GenerateRequest, write: Write, *, time_remaining_s: float | None
+    ) -> None:
+        """Answer one request. However it ends, cancelled too, the scheduler learns of it, once.
+
+        Args:
+            request: as its caller sent it.
+            write: sends one response. Tokens that arrive while it waits go into the next one together.
+            time_remaining_s: until the call's deadline; None if it has none.
+        Raises:
+            RequestError: why the request is not completed.
+        """
+        self._model.check_name(request.model)
+        with self._calls.one():
+            self._state.check_engine_can_come()
+            await self._answer(request, write, time_remaining_s)
+
+    async def _answer(
+        self, request: generate_pb2.GenerateRequest, write: Write, time_remaining_s: float | None
+    ) -> None:
+        started_s = time.monotonic()
+        if request.HasField("resume"):
+            # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
+            await self._scheduler.wait_for_engine()
+        model, limits = self._scheduler.ready_engine()
+        generations = await to_generations(
+            request, prompts=self._prompts, model=model, limits=limits, time_remaining_s=time_remaining_s
         )
+        streams: list[Stream] = []
+        outcome = "failed"
+        try:
+            streams += map(self._scheduler.open, generations)
+            for stream in streams:
+                await stream.accepted()
+            await write(_accepted(generations[0], self._model.name))
+            finished = _finished(streams, await _relay_all(streams, write))
+            await write(generate_pb2.GenerateResponse(finished=finished))
+            outcome = generate_pb2.FinishReason.Name(finished.reason)
+        except (asyncio.CancelledError, CallerGoneError):
+            outcome = "cancelled"
+            raise
+        finally:
+            for stream in streams:
+                self._scheduler.close(stream)
+            logger.info(
+                "generate ended request_id=%s outcome=%s num_prompt_tokens=%d num_output_tokens=%d seconds=%.3f",
+                generations[0].request_id,
+                outcome,
+                len(generations[0].prompt_ids),
+                sum(stream.num_output_tokens for stream in streams),
+                time.monotonic() - started_s,
+            )
 
 
 async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:

@@ -6,8 +6,8 @@ from pagewire.ipc.requests import EngineState
 from pagewire.ipc.supervision import ProcessReport, ProcessState
 from pagewire.v1 import generate_pb2, inference_pb2
 from scheduler_service.gateway import handlers
-from scheduler_service.gateway.exceptions import InvalidArgumentError, UnknownModelError
-from scheduler_service.gateway.generate import answer_generate
+from scheduler_service.gateway.exceptions import InvalidArgumentError
+from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
@@ -38,7 +38,8 @@ class InferenceService:
 
     Args:
         model: the model that requests may name.
-        scheduler: runs generations.
+        generator: answers Generate.
+        scheduler: for what it says of the engine.
         prompts: tokenizes prompts.
         calls: told of every call that does work.
         state: of the service, for GetServerInfo.
@@ -49,6 +50,7 @@ class InferenceService:
     def __init__(
         self,
         model: ServedModel,
+        generator: Generator,
         scheduler: SchedulerClient,
         prompts: PromptReader,
         calls: OpenCalls,
@@ -57,6 +59,7 @@ class InferenceService:
         max_message_bytes: int,
     ) -> None:
         self._model = model
+        self._generator = generator
         self._scheduler = scheduler
         self._prompts = prompts
         self._calls = calls
@@ -79,18 +82,13 @@ class InferenceService:
 
     async def generate(self, request: generate_pb2.GenerateRequest, context: handlers.Context) -> None:
         """Stream one completion."""
-        self._check_model(request.model)
-        with self._calls.one():
-            self._state.check_engine_can_come()
-            await answer_generate(
-                request, context, model_name=self._model.name, prompts=self._prompts, scheduler=self._scheduler
-            )
+        await self._generator.answer(request, context.write, time_remaining_s=context.time_remaining())
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, _context: handlers.Context
     ) -> inference_pb2.TokenizeResponse:
         """Tokenize a prompt as Generate would."""
-        self._check_model(request.model)
+        self._model.check_name(request.model)
         with self._calls.one():
             match request.WhichOneof("prompt"):
                 case "text":
@@ -106,7 +104,7 @@ class InferenceService:
         self, request: inference_pb2.DetokenizeRequest, _context: handlers.Context
     ) -> inference_pb2.DetokenizeResponse:
         """Decode token ids."""
-        self._check_model(request.model)
+        self._model.check_name(request.model)
         check_token_ids(request.token_ids, self._vocab_size, "token_ids")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         with self._calls.one():
@@ -161,10 +159,6 @@ class InferenceService:
             limits.block_size = engine.block_size
             limits.num_blocks = engine.num_blocks
         return limits
-
-    def _check_model(self, name: str) -> None:
-        if name and name != self._model.name:
-            raise UnknownModelError(name, self._model.name)
 
     @property
     def _max_model_len(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler_service.gateway.chat_template import ChatTemplate, ChatTemplateError
-from scheduler_service.gateway.exceptions import ModelFileError
+from scheduler_service.gateway.exceptions import ModelFileError, UnknownModelError
 from scheduler_service.gateway.tokenizer.from_directory import read_json, tokenizer_from_directory
 from scheduler_service.gateway.tokenizer.from_gguf import tokenizer_from_gguf
 from scheduler_service.gateway.tokenizer.gguf_metadata import read_gguf_metadata
@@ -24,6 +24,15 @@ class ServedModel:
     max_model_len: int
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+
+    def check_name(self, name: str) -> None:
+        """Is this the model that a request names? A request that names none means this one.
+
+        Raises:
+            UnknownModelError: it is another.
+        """
+        if name and name != self.name:
+            raise UnknownModelError(name, self.name)
 
 
 def read_served_model(path: Path, name: str) -> ServedModel:

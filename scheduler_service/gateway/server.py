@@ -13,6 +13,7 @@ from pagewire.ipc.supervision import NO_HEART, Heart, ServiceReport
 from scheduler_service.gateway.addresses import bind
 from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.exceptions import EngineUnavailableError
+from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.health import HealthReporter
 from scheduler_service.gateway.http_health import serve_http_health
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
@@ -74,7 +75,10 @@ async def serve(
 
     with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
         prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
-        service = InferenceService(model, scheduler, prompts, calls, state, version, config.max_message_bytes)
+        generator = Generator(model, scheduler, prompts, calls, state)
+        service = InferenceService(
+            model, generator, scheduler, prompts, calls, state, version, config.max_message_bytes
+        )
         server.add_generic_rpc_handlers((service.grpc_handler(),))
         reflection.enable_server_reflection(_SERVED_NAMES, server)
         http = await serve_http_health(config.http, state) if config.http is not None else None

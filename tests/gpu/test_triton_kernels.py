@@ -168,6 +168,7 @@ def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPat
         hidden=384,
         intermediate=512,
         vocab=5000,
+        token_ids=range(5000),
         block_size=16,
         qk_norm=True,
         has_bias=False,

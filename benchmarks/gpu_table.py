@@ -66,6 +66,7 @@ class Scale:
     streams: tuple[tuple[int, int], ...]
     stream_len: int
     flags: tuple[str, ...]
+    large_flags: tuple[str, ...] = ()
 
 
 FULL = Scale(
@@ -76,6 +77,8 @@ FULL = Scale(
     streams=((1, 8), (64, 256), (256, 768)),
     stream_len=512,
     flags=("--max-model-len", "4096", "--max-num-seqs", "512"),
+    # The larger model's steps are long anyway. vLLM takes as many.
+    large_flags=("--max-num-batched-tokens", "8192"),
 )
 # For a CPU: shows that the script works, and measures nothing.
 SMOKE = Scale(
@@ -115,7 +118,7 @@ class GpuTable:
             self._attempt(lambda: self._nano(addresses, scale.small, 1, cached=True))
             for concurrency, num_requests in scale.streams:
                 self._attempt(lambda c=concurrency, n=num_requests: self._streams(addresses, c, n))  # type: ignore[misc]
-        with suppress(PagewireError), self._service(scale.large) as addresses:
+        with suppress(PagewireError), self._service(scale.large, scale.large_flags) as addresses:
             self._attempt(lambda: self._nano(addresses, scale.large, 1, cached=False))
             self._attempt(lambda: self._nano(addresses, scale.large, 1, cached=True))
 
@@ -129,11 +132,12 @@ class GpuTable:
         return table
 
     @contextmanager
-    def _service(self, model: str) -> Iterator[list[str]]:
+    def _service(self, model: str, flags: Sequence[str] = ()) -> Iterator[list[str]]:
         self._say(f"starting {model}")
         stopwatch = Stopwatch()
         try:
-            with LocalService(f"dummy:{model}", flags=["--log-level", "warning", "--no-progress", *self._flags]) as it:
+            flags = ["--log-level", "warning", "--no-progress", *self._flags, *flags]
+            with LocalService(f"dummy:{model}", flags=flags) as it:
                 it.wait_until_ready(self._left_s, stopwatch.stage)
                 start = stopwatch.finish(it.addresses[0], self._left_s)
                 self._add(f"start to ready, {model}, s", start.ready_s)

@@ -16,11 +16,13 @@ from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.health import HealthReporter
 from scheduler_service.gateway.http.app import make_app
+from scheduler_service.gateway.http.body import BodyReader
 from scheduler_service.gateway.http.health import health_routes
 from scheduler_service.gateway.http.protocol import ConnectionLimits
 from scheduler_service.gateway.http.server import HttpServer, bind_http
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
 from scheduler_service.gateway.open_calls import OpenCalls
+from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
@@ -88,7 +90,9 @@ async def serve(
         await server.start()
         http = None
         if bound_http is not None:
-            app = make_app(health_routes(state), calls)
+            bodies = BodyReader(config.max_message_bytes)
+            openai = OpenAiApi(model, generator, prompts, bodies, lambda: service.max_model_len)
+            app = make_app([*health_routes(state), *openai.routes()], calls)
             http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections))
         tasks = [asyncio.create_task(health.run()), asyncio.create_task(show_progress(heart, calls))]
         if heart.is_supervised:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pagewire.ipc.supervision import Heart
 from scheduler_service.gateway.config import (
     DEFAULT_DRAIN_TIMEOUT_S,
+    DEFAULT_MAX_HTTP_CONNECTIONS,
     DEFAULT_MAX_MESSAGE_BYTES,
     DEFAULT_RECOVERY_TIMEOUT_S,
     GatewayConfig,
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             max_message_bytes=flags.max_message_bytes,
             drain_timeout_s=flags.drain_timeout,
             http=flags.http,
+            max_http_connections=flags.max_http_connections,
             supervisor_fd=flags.supervisor_fd,
             recovery_timeout_s=flags.recovery_timeout_s,
             trust_request_chat_template=flags.trust_request_chat_template,
@@ -80,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
-    add("--http", metavar="HOST:PORT", help="serve /healthz and /readyz here; default: off")
+    add("--http", metavar="HOST:PORT", help="serve OpenAI's API, /healthz and /readyz here; default: off")
+    add("--max-http-connections", type=int, default=DEFAULT_MAX_HTTP_CONNECTIONS, help="most at once; more get 503")
     add("--drain-timeout", type=float, default=DEFAULT_DRAIN_TIMEOUT_S, help="seconds that open calls have on SIGTERM")
     add("--supervisor-fd", type=int, metavar="N", help="inherited socket to the supervisor")
     add(

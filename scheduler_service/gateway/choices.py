@@ -7,6 +7,7 @@ import msgspec
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
+from scheduler_service.gateway.sent_tokens import SentTokens
 from scheduler_service.gateway.validation import check_token_ids
 
 _MAX_CHOICES = 128
@@ -52,7 +53,7 @@ def received_by_choice(resume: generate_pb2.Resume, num_choices: int, vocab_size
     return received
 
 
-def choice_of(first: Generation, index: int, received_ids: list[int]) -> Generation:
+def choice_of(first: Generation, index: int, received_ids: list[int], sent: SentTokens) -> Generation:
     """Choice `index` of a request whose choice 0 is `first`: its seed is the request's plus the index.
 
     The scheduler knows it by an id with a character that no caller's id has.
@@ -62,4 +63,5 @@ def choice_of(first: Generation, index: int, received_ids: list[int]) -> Generat
         request_id=f"{first.request_id}#{index}",
         sampling=msgspec.structs.replace(first.sampling, seed=(first.sampling.seed + index) % _SEED_RANGE),
         received_ids=int32_array(received_ids),
+        sent=sent,
     )

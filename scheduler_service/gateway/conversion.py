@@ -12,6 +12,7 @@ from scheduler_service.gateway.choices import check_num_choices, choice_of, rece
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.sent_tokens import NOTHING_SENT, SentTokens
 from scheduler_service.gateway.token_rules import to_token_rules
 
 
@@ -22,6 +23,7 @@ async def to_generations(
     model: ModelInfo,
     limits: Limits,
     time_remaining_s: float | None,
+    sent: Sequence[SentTokens] = (),
 ) -> list[Generation]:
     """Check a request and gather all it asks for: one generation for each of its choices.
 
@@ -31,6 +33,7 @@ async def to_generations(
         model: the loaded model.
         limits: what the engine can run.
         time_remaining_s: until the call's deadline; None if it has none.
+        sent: of a resumed request whose caller kept no token ids, what it has of each choice.
     Raises:
         RequestError: the request cannot be served; the message names the field.
     """
@@ -44,13 +47,14 @@ async def to_generations(
     )
     num_choices = check_num_choices(request.sampling)
     received = received_by_choice(request.resume, num_choices, model.vocab_size)
+    sent = sent or [NOTHING_SENT] * num_choices
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
     priority = validation.check_priority(request.priority)
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
-    if max(map(len, received)) > max_tokens:
+    if max(*map(len, received), *(choice.num_tokens for choice in sent)) > max_tokens:
         raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")
     first = Generation(
         request_id=request_id,
@@ -71,8 +75,9 @@ async def to_generations(
         sends_text=not output.token_ids_only,
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
+        sent=sent[0],
     )
-    return [first, *(choice_of(first, index, ids) for index, ids in enumerate(received) if index > 0)]
+    return [first, *(choice_of(first, index, received[index], sent[index]) for index in range(1, num_choices))]
 
 
 async def _prompt_ids(request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo) -> Sequence[int]:

@@ -40,6 +40,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.EngineOverloadedError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     exceptions.DeadlinePassedError: _Kind(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     exceptions.StreamReplacedError: _Kind(grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
+    exceptions.StreamChangedError: _Kind(grpc.StatusCode.ABORTED, "STREAM_CHANGED"),
     exceptions.SequenceFailedError: _Kind(grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
 }
 _UNEXPECTED = _Kind(grpc.StatusCode.INTERNAL, "INTERNAL_ERROR")

@@ -99,5 +99,12 @@ class StreamReplacedError(RequestError):
         super().__init__("another call resumed this request: its output goes there")
 
 
+class StreamChangedError(RequestError):
+    """A stream of which only the length is known was run again, and its beginning came out differently."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream was run again, and its tokens are not those that were sent: start it anew")
+
+
 class SequenceFailedError(RequestError):
     """The engine gave this request up; others are not affected."""

@@ -14,6 +14,7 @@ from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
+from scheduler_service.gateway.sent_tokens import SentTokens
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.stream import Finish, Stream
@@ -51,7 +52,12 @@ class Generator:
         self._state = state
 
     async def answer(
-        self, request: generate_pb2.GenerateRequest, write: Write, *, time_remaining_s: float | None
+        self,
+        request: generate_pb2.GenerateRequest,
+        write: Write,
+        *,
+        time_remaining_s: float | None,
+        sent: Sequence[SentTokens] = (),
     ) -> None:
         """Answer one request. However it ends, cancelled too, the scheduler learns of it, once.
 
@@ -59,16 +65,22 @@ class Generator:
             request: as its caller sent it.
             write: sends one response. Tokens that arrive while it waits go into the next one together.
             time_remaining_s: until the call's deadline; None if it has none.
+            sent: of a request that resumes without token ids, what its caller has of each choice: it is not written
+                again.
         Raises:
             RequestError: why the request is not completed.
         """
         self._model.check_name(request.model)
         with self._calls.one():
             self._state.check_engine_can_come()
-            await self._answer(request, write, time_remaining_s)
+            await self._answer(request, write, time_remaining_s, sent)
 
     async def _answer(
-        self, request: generate_pb2.GenerateRequest, write: Write, time_remaining_s: float | None
+        self,
+        request: generate_pb2.GenerateRequest,
+        write: Write,
+        time_remaining_s: float | None,
+        sent: Sequence[SentTokens],
     ) -> None:
         started_s = time.monotonic()
         if request.HasField("resume"):
@@ -76,7 +88,7 @@ class Generator:
             await self._scheduler.wait_for_engine()
         model, limits = self._scheduler.ready_engine()
         generations = await to_generations(
-            request, prompts=self._prompts, model=model, limits=limits, time_remaining_s=time_remaining_s
+            request, prompts=self._prompts, model=model, limits=limits, time_remaining_s=time_remaining_s, sent=sent
         )
         streams: list[Stream] = []
         outcome = "failed"

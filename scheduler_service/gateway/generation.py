@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pagewire.ipc.requests import Sampling, Submit
+from scheduler_service.gateway.sent_tokens import NOTHING_SENT, SentTokens
 
 
 def int32_array(values: Iterable[int] = ()) -> "array[int]":
@@ -17,7 +18,8 @@ class Generation:
     """A validated request.
 
     `prompt_ids` and `received_ids` are int32; `received_ids` are output tokens that the caller has already, and
-    `max_tokens` counts them. `is_resumed`: they are of an earlier stream, whose sequence may still live.
+    `max_tokens` counts them; of `sent` the caller has them too, but not their ids. `is_resumed`: they are of an
+    earlier stream, whose sequence may still live.
     `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the model's when they are
     ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
     """
@@ -40,6 +42,7 @@ class Generation:
     sends_text: bool
     is_final_only: bool
     is_resumed: bool = False
+    sent: SentTokens = NOTHING_SENT
 
     def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool, was_accepted: bool) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.

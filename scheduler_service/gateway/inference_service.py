@@ -98,7 +98,7 @@ class InferenceService:
                     token_ids = await self._prompts.read_chat(request.chat)
                 case _:
                     raise InvalidArgumentError("prompt", "is missing: set one of text and chat")
-        return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self._max_model_len)
+        return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self.max_model_len)
 
     async def detokenize(
         self, request: inference_pb2.DetokenizeRequest, _context: handlers.Context
@@ -118,7 +118,7 @@ class InferenceService:
         model = inference_pb2.Model(
             name=self._model.name,
             architecture=self._model.architecture,
-            max_model_len=self._max_model_len,
+            max_model_len=self.max_model_len,
             vocab_size=self._vocab_size,
             has_chat_template=self._model.chat_template is not None,
         )
@@ -161,7 +161,7 @@ class InferenceService:
         return limits
 
     @property
-    def _max_model_len(self) -> int:
+    def max_model_len(self) -> int:
         """The engine's limit; what the model's files say before the engine has told."""
         limits = self._scheduler.status.limits
         return limits.max_model_len if limits is not None else self._model.max_model_len

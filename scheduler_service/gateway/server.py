@@ -15,9 +15,14 @@ from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.health import HealthReporter
-from scheduler_service.gateway.http_health import serve_http_health
+from scheduler_service.gateway.http.app import make_app
+from scheduler_service.gateway.http.body import BodyReader
+from scheduler_service.gateway.http.health import health_routes
+from scheduler_service.gateway.http.protocol import ConnectionLimits
+from scheduler_service.gateway.http.server import HttpServer, bind_http
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
 from scheduler_service.gateway.open_calls import OpenCalls
+from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
@@ -55,6 +60,7 @@ async def serve(
     version = importlib.metadata.version("pagewire")
     server = grpc.aio.server(options=_channel_options(config))
     bound = [bind(server, address) for address in config.listen]
+    bound_http = bind_http(config.http) if config.http is not None else None
     health = HealthReporter(server)
     calls = OpenCalls()
     scheduler = SchedulerClient(
@@ -81,8 +87,13 @@ async def serve(
         )
         server.add_generic_rpc_handlers((service.grpc_handler(),))
         reflection.enable_server_reflection(_SERVED_NAMES, server)
-        http = await serve_http_health(config.http, state) if config.http is not None else None
         await server.start()
+        http = None
+        if bound_http is not None:
+            bodies = BodyReader(config.max_message_bytes)
+            openai = OpenAiApi(model, generator, prompts, bodies, lambda: service.max_model_len)
+            app = make_app([*health_routes(state), *openai.routes()], calls)
+            http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections))
         tasks = [asyncio.create_task(health.run()), asyncio.create_task(show_progress(heart, calls))]
         if heart.is_supervised:
             follow_reports(heart, take_report)
@@ -96,9 +107,8 @@ async def serve(
         await health.stop()
         await _drain(calls, drain_timeout_s)
         scheduler.shut_down()
-        await server.stop(_LAST_WORDS_S)
-        if http is not None:
-            http.server.close()
+        stops = [server.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
+        await asyncio.gather(*stops)
         for task in tasks:
             task.cancel()
 

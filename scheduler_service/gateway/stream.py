@@ -11,9 +11,15 @@ from array import array
 from dataclasses import dataclass
 
 from pagewire.ipc.requests import Ended, EndReason, Submit, logprob_record_bytes
-from scheduler_service.gateway.exceptions import DeadlinePassedError, SequenceFailedError, StreamReplacedError
+from scheduler_service.gateway.exceptions import (
+    DeadlinePassedError,
+    SequenceFailedError,
+    StreamChangedError,
+    StreamReplacedError,
+)
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.output_text import OutputText
+from scheduler_service.gateway.sent_tokens import NOTHING_SENT, SentTokens
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 
 # Bounds the work between two looks at other streams, and the size of one message.
@@ -163,7 +169,8 @@ class Stream:
 
     @property
     def _has_news(self) -> bool:
-        has_output = len(self._token_ids) > self._num_given and not self.generation.is_final_only
+        num_sent = max(self._num_given, self.generation.sent.num_tokens)
+        has_output = len(self._token_ids) > num_sent and not self.generation.is_final_only
         return has_output or self.is_finished
 
     def _take(self) -> Output:
@@ -188,6 +195,24 @@ class Stream:
     # ---- tokens become text ---------------------------------------------------------------------------------------
 
     def _decode(self, max_tokens: int) -> None:
+        """Decode tokens that arrived, except that those which the caller has are passed over."""
+        if self.num_output_tokens < self.generation.sent.num_tokens:
+            self._pass_over(self.generation.sent)
+        if self._finish is None:
+            self._decode_next(max_tokens)
+
+    def _pass_over(self, sent: SentTokens) -> None:
+        """Decode what has arrived of the tokens that the caller has, and give nothing of it out."""
+        self._decode_next(sent.num_tokens - self.num_output_tokens)
+        self._take_logprobs(self.num_output_tokens - self._num_given)
+        self._num_given = self.num_output_tokens
+        self._decoded_text = []
+        is_whole = self.num_output_tokens == sent.num_tokens
+        if (is_whole or self._finish is not None) and NOTHING_SENT.after(self._token_ids[: sent.num_tokens]) != sent:
+            del self._token_ids[self._num_given :]
+            self._error = StreamChangedError()
+
+    def _decode_next(self, max_tokens: int) -> None:
         """Move tokens from arrived to decoded; with the last one, find out how the stream ended."""
         token_ids = self._token_ids[self.num_output_tokens : self.num_output_tokens + max_tokens]
         is_last = self.num_output_tokens + len(token_ids) == len(self._token_ids)

@@ -92,7 +92,7 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--http",
         metavar="HOST:PORT",
-        help="serve /healthz and /readyz here, of further gateways on PORT+1, ...; default: off",
+        help="serve OpenAI's API, /healthz and /readyz here, of further gateways on PORT+1, ...; default: off",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
 

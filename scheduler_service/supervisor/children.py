@@ -17,7 +17,7 @@ _LOOP_TIMEOUT_S = 30.0
 class ServiceConfig:
     """One service on one machine. `engine` holds parsed engine flags by key; empty `listen`: private socket only.
 
-    `http` is where the first gateway serves health over HTTP, if anywhere. A worker hangs whose step takes longer than
+    `http` is where the first gateway serves HTTP, if anywhere. A worker hangs whose step takes longer than
     `step_timeout_s`.
     """
 

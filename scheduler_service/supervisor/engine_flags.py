@@ -59,6 +59,7 @@ ENGINE_FLAGS = (
     EngineFlag("load-format", _WORKER, str, "dummy draws random weights", ("auto", "dummy")),
     EngineFlag("seed", _WORKER, int, "seed of dummy weights"),
     EngineFlag("max-message-bytes", _GATEWAY, int, "largest request message"),
+    EngineFlag("max-http-connections", _GATEWAY, int, "most HTTP connections of each gateway; more get 503"),
     EngineFlag("max-waiting-requests", _SCHEDULER, int, "most requests that wait; further ones are refused"),
     EngineFlag("max-waiting-tokens", _SCHEDULER, int, "most tokens of waiting requests"),
     EngineFlag("orphan-grace-s", _SCHEDULER, float, "how long sequences run on when their gateway is gone"),

@@ -52,6 +52,13 @@ class GatewayProcess:
             channel.close()
         self.stop()
 
+    def http_port(self) -> int:
+        """Where it serves HTTP, if started with --http; call it once."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("gateway http address=127.0.0.1:"), self.log_text()
+        return int(line.rpartition(":")[2])
+
     def stop(self) -> int:
         """End it as an operator would. Returns its exit code."""
         if self.process.poll() is None:

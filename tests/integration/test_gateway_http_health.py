@@ -32,10 +32,7 @@ def port(model: Path, scheduler: FakeScheduler, tmp_path_factory: pytest.TempPat
     log = tmp_path_factory.mktemp("log") / "log"
     with GatewayProcess(model, scheduler.address, log, "--http", "127.0.0.1:0") as gateway:
         gateway.wait_until_serving()
-        assert gateway.process.stdout is not None
-        line = gateway.process.stdout.readline()
-        assert line.startswith("gateway http address=127.0.0.1:")
-        yield int(line.rpartition(":")[2])
+        yield gateway.http_port()
 
 
 def ask(port: int, request: bytes) -> tuple[str, dict[str, str], bytes]:
@@ -49,11 +46,11 @@ def ask(port: int, request: bytes) -> tuple[str, dict[str, str], bytes]:
                 answer += data
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
-    return status, dict(line.split(": ", 1) for line in lines if line), body
+    return status, dict(line.lower().split(": ", 1) for line in lines if line), body
 
 
 def get(port: int, path: str) -> tuple[str, dict[str, object]]:
-    status, _, body = ask(port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    status, _, body = ask(port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     return status.removeprefix("HTTP/1.1 "), json.loads(body)
 
 
@@ -77,28 +74,30 @@ def test_probes_follow_the_scheduler(port: int, scheduler: FakeScheduler) -> Non
 
 
 def test_head_has_no_body(port: int) -> None:
-    status, headers, body = ask(port, b"HEAD /healthz HTTP/1.1\r\n\r\n")
+    status, headers, body = ask(port, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert (status, body) == ("HTTP/1.1 200 OK", b"")
-    assert int(headers["Content-Length"]) > 0
+    assert int(headers["content-length"]) > 0
 
 
 @pytest.mark.parametrize(
     ("request_head", "status"),
     [
-        (b"POST /readyz HTTP/1.1\r\n\r\n", 405),
-        (b"GET / HTTP/1.1\r\n\r\n", 404),
-        (b"GET /readyz/ HTTP/1.1\r\n\r\n", 404),
+        (b"POST /readyz HTTP/1.0\r\n\r\n", 405),
+        (b"GET / HTTP/1.0\r\n\r\n", 404),
+        (b"GET /readyz/ HTTP/1.0\r\n\r\n", 404),
+        (b"GET /readyz HTTP/1.1\r\n\r\n", 400),
         (b"GET /readyz\r\n\r\n", 400),
         (b"GET  /readyz HTTP/1.1\r\n\r\n", 400),
         (b"GET /readyz HTTP/2.0\r\n\r\n", 400),
         (b"\x16\x03\x01\r\n\r\n", 400),
-        (b"GET /readyz HTTP/1.1\r\nX: " + b"x" * 10_000 + b"\r\n\r\n", 431),
+        (b"GET /readyz HTTP/1.1\r\nX: " + b"x" * 40_000 + b"\r\n\r\n", 431),
     ],
 )
 def test_other_requests_are_refused(port: int, request_head: bytes, status: int) -> None:
-    line, headers, _ = ask(port, request_head)
+    line, headers, body = ask(port, request_head)
     assert line.startswith(f"HTTP/1.1 {status} ")
-    assert headers.get("Allow") == ("GET, HEAD" if status == 405 else None)
+    assert headers.get("allow") == ("get, head" if status == 405 else None)
+    assert json.loads(body)["error"]["message"]
 
 
 def test_an_http_port_in_use_is_told(model: Path, tmp_path: Path, port: int) -> None:

@@ -32,6 +32,8 @@ EXTRAS = {
     "huggingface_hub",
     "jinja2",
     "gguf",
+    "starlette",
+    "uvicorn",
     "uvloop",
 }
 

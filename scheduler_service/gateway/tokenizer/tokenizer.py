@@ -1,10 +1,14 @@
 """How does text become token ids and back? The model's tokenizer, with its special tokens known."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 
 import tokenizers
 
 from scheduler_service.gateway.detokenizer import Detokenizer
+from scheduler_service.gateway.tokenizer.token_bytes import token_bytes
+
+_MAX_KNOWN_TOKENS = 16_384
 
 
 class Tokenizer:
@@ -22,6 +26,7 @@ class Tokenizer:
         self._special_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
+        self._token_bytes = lru_cache(_MAX_KNOWN_TOKENS)(partial(token_bytes, backend))
         self.special_tokens = dict(special_tokens)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
@@ -37,6 +42,14 @@ class Tokenizer:
         # The batch call frees the GIL.
         (text,) = self._backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
         return text
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What one token stands for in the midst of a text, also where that is a part of a character."""
+        return self._token_bytes(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it is a special token, which most texts are given without."""
+        return token_id in self._special_ids
 
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
         """Start to turn the token ids of one stream into text."""

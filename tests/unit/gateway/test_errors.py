@@ -17,6 +17,7 @@ CASES = [
     (exceptions.EngineOverloadedError("x", "q", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),
     (exceptions.DeadlinePassedError(), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED"),
     (exceptions.StreamReplacedError(), grpc.StatusCode.ABORTED, "STREAM_REPLACED"),
+    (exceptions.StreamChangedError(), grpc.StatusCode.ABORTED, "STREAM_CHANGED"),
     (exceptions.SequenceFailedError("NaN"), grpc.StatusCode.INTERNAL, "SEQUENCE_FAILED"),
     (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL_ERROR"),
 ]

@@ -1,0 +1,1 @@
+"""HTTP for whoever does not speak gRPC: probes, and the protocols that are plain HTTP."""

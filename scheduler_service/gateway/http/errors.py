@@ -1,0 +1,117 @@
+"""What does an HTTP caller get for an exception? The one table from exceptions to statuses and OpenAI's errors."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import msgspec
+from starlette.responses import Response
+
+from scheduler_service.gateway import exceptions
+
+logger = logging.getLogger(__name__)
+
+NameOf = Callable[[str], str]
+"""From a field of GenerateRequest to the parameter that a caller knows."""
+
+
+class HttpError(Exception):
+    """Something is wrong with the HTTP request itself."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one kind of exception is told. `retry_s`: come back after so many seconds; None: do not."""
+
+    status: HTTPStatus
+    code: str
+    retry_s: float | None = None
+
+
+_KINDS: dict[type[exceptions.RequestError], _Kind] = {
+    exceptions.InvalidArgumentError: _Kind(HTTPStatus.BAD_REQUEST, "invalid_value"),
+    exceptions.NotServedError: _Kind(HTTPStatus.BAD_REQUEST, "unsupported_parameter"),
+    exceptions.UnknownModelError: _Kind(HTTPStatus.NOT_FOUND, "model_not_found"),
+    exceptions.TemplateRefusedError: _Kind(HTTPStatus.FORBIDDEN, "template_refused"),
+    exceptions.NoChatTemplateError: _Kind(HTTPStatus.BAD_REQUEST, "no_chat_template"),
+    exceptions.EngineUnavailableError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "engine_unavailable", retry_s=1.0),
+    exceptions.GatewayDrainingError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "gateway_draining", retry_s=0.1),
+    exceptions.EngineOverloadedError: _Kind(HTTPStatus.TOO_MANY_REQUESTS, "engine_overloaded"),
+    exceptions.DeadlinePassedError: _Kind(HTTPStatus.GATEWAY_TIMEOUT, "deadline_passed"),
+    exceptions.StreamReplacedError: _Kind(HTTPStatus.CONFLICT, "stream_replaced"),
+    exceptions.StreamChangedError: _Kind(HTTPStatus.CONFLICT, "stream_changed"),
+    exceptions.SequenceFailedError: _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "sequence_failed"),
+}
+_UNEXPECTED = _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error")
+# Of OpenAI's API; every other status below 500 is an invalid_request_error.
+_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+
+
+def error_body(status: HTTPStatus, message: str, *, param: str | None = None, code: str | None = None) -> bytes:
+    """The body of an answer that says what went wrong."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error")
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def error_event(error: Exception, name_of: NameOf) -> bytes:
+    """The same for an error in the middle of a stream. One that is not a RequestError tells the caller nothing."""
+    if isinstance(error, HttpError):
+        return error_body(error.status, str(error))
+    kind = _kind(error)
+    param, message = _param_and_message(error, name_of)
+    return error_body(kind.status, message, param=param, code=kind.code)
+
+
+def error_response(error: Exception, name_of: NameOf = lambda field: field) -> Response:
+    """The answer for an exception.
+
+    Args:
+        error: one that nobody expected is logged with its traceback.
+        name_of: what the caller calls a field.
+    """
+    status = error.status if isinstance(error, HttpError) else _kind(error).status
+    return Response(error_event(error, name_of), status.value, _retry_headers(error), "application/json")
+
+
+def note_unexpected(error: Exception) -> None:
+    """Log an exception that tells of a fault of the gateway, with its traceback."""
+    if not isinstance(error, (exceptions.RequestError, HttpError)):
+        logger.error("unexpected error in an HTTP request", exc_info=error)
+
+
+def _kind(error: Exception) -> _Kind:
+    return _KINDS.get(type(error), _UNEXPECTED) if isinstance(error, exceptions.RequestError) else _UNEXPECTED
+
+
+def _param_and_message(error: Exception, name_of: NameOf) -> tuple[str | None, str]:
+    match error:
+        case exceptions.InvalidArgumentError():
+            param = name_of(error.field)
+            return param or None, f"{param}: {error.problem}" if param else error.problem
+        case exceptions.NotServedError():
+            param = name_of(error.field)
+            return param, f"{param} is not served yet: leave it out"
+        case exceptions.UnknownModelError():
+            return "model", str(error)
+        case exceptions.RequestError():
+            return None, str(error)
+        case _:
+            return None, "the gateway failed on this request; its log says why"
+
+
+def _retry_headers(error: Exception) -> dict[str, str]:
+    retry_s = error.retry_after_s if isinstance(error, exceptions.EngineOverloadedError) else _kind(error).retry_s
+    if retry_s is None:
+        return {}
+    return {"Retry-After": str(math.ceil(retry_s)), "Retry-After-Ms": str(round(retry_s * 1000))}

@@ -1,0 +1,40 @@
+"""What do OpenAI's callers call a field of GenerateRequest?"""
+
+import re
+
+_NAMES = {
+    "stopping.include_stop": "include_stop_str_in_output",
+    "chat": "messages",
+    "chat.messages": "messages",
+    "chat.template": "chat_template",
+    "chat.template_args": "chat_template_kwargs",
+    "chat.add_generation_prompt": "add_generation_prompt",
+    "text": "prompt",
+    "token_ids.ids": "prompt",
+    "request_id": "X-Request-Id",
+    "resume": "Last-Event-ID",
+    "resume.request_id": "Last-Event-ID",
+    "resume.seed": "Last-Event-ID",
+    "resume.received_token_ids": "Last-Event-ID",
+}
+_CHAT_NAMES = {"prompt": "messages", "token_ids.ids": "messages", "output.logprobs": "top_logprobs"}
+# Groups of the message, which bodies do not have.
+_GROUP = re.compile(r"^(?:sampling|stopping|output)\.")
+
+
+def completion_parameter(field: str) -> str:
+    """For POST /v1/completions."""
+    return _name(field, _NAMES)
+
+
+def chat_parameter(field: str) -> str:
+    """For POST /v1/chat/completions."""
+    return _name(field, _NAMES | _CHAT_NAMES)
+
+
+def _name(field: str, names: dict[str, str]) -> str:
+    """Translate the longest beginning that has a name of its own; an index or a further field stays."""
+    for end in sorted({len(field), *(match.start() for match in re.finditer(r"[.\[]", field))}, reverse=True):
+        if field[:end] in names:
+            return names[field[:end]] + field[end:]
+    return _GROUP.sub("", field)

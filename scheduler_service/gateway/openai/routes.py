@@ -1,0 +1,163 @@
+"""Which paths of OpenAI's API are answered, and what happens on each?"""
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from scheduler_service.gateway.exceptions import InvalidArgumentError
+from scheduler_service.gateway.generate import Generator
+from scheduler_service.gateway.http.body import BodyReader
+from scheduler_service.gateway.http.connected import CallerGoneError, run_while_connected
+from scheduler_service.gateway.http.errors import HttpError, NameOf, error_event, error_response, note_unexpected
+from scheduler_service.gateway.http.event_stream import EventStream
+from scheduler_service.gateway.openai.answers import StreamedAnswer, Task, answer_whole
+from scheduler_service.gateway.openai.bodies import ChatCompletionBody, CompletionBody
+from scheduler_service.gateway.openai.conversion import read_prompt, to_requests
+from scheduler_service.gateway.openai.parameters import chat_parameter, completion_parameter
+from scheduler_service.gateway.openai.parsing import parse_body
+from scheduler_service.gateway.openai.position import ChoicePosition, Position, parse_event_id
+from scheduler_service.gateway.openai.shapes import ChatShape, CompletionShape, Shape
+from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.served_model import ServedModel
+
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+
+_SEED_BITS = 63
+# With a prompt's number behind it, it is still an id.
+_CALLERS_ID = re.compile(r"[A-Za-z0-9._-]{1,58}")
+
+
+class OpenAiApi:
+    """The API over one model.
+
+    Args:
+        model: what is served.
+        generator: answers generations.
+        prompts: tokenizes prompts.
+        bodies: reads requests.
+        max_model_len: tells the engine's limit.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        generator: Generator,
+        prompts: PromptReader,
+        bodies: BodyReader,
+        max_model_len: Callable[[], int],
+    ) -> None:
+        self._model = model
+        self._generator = generator
+        self._prompts = prompts
+        self._bodies = bodies
+        self._max_model_len = max_model_len
+        self._created_s = int(time.time())
+
+    def routes(self) -> list[Route]:
+        """All paths. Each goes through `_answered`, so what holds for every call of the API is said there."""
+        return [
+            Route("/v1/models", _answered(self._list_models)),
+            Route("/v1/models/{name:path}", _answered(self._get_model)),
+            Route("/v1/completions", _answered(self._complete, completion_parameter), methods=["POST"]),
+            Route("/v1/chat/completions", _answered(self._chat, chat_parameter), methods=["POST"]),
+            Route("/v1/embeddings", _answered(self._embed), methods=["POST"]),
+        ]
+
+    async def _list_models(self, _request: Request) -> ASGIApp:
+        return JSONResponse({"object": "list", "data": [self._describe_model()]})
+
+    async def _get_model(self, request: Request) -> ASGIApp:
+        self._model.check_name(request.path_params["name"])
+        return JSONResponse(self._describe_model())
+
+    def _describe_model(self) -> dict[str, object]:
+        model = {"id": self._model.name, "object": "model", "created": self._created_s, "owned_by": "pagewire"}
+        return {**model, "root": self._model.name, "parent": None, "max_model_len": self._max_model_len()}
+
+    async def _embed(self, _request: Request) -> ASGIApp:
+        raise HttpError(HTTPStatus.BAD_REQUEST, "embeddings are not served yet")
+
+    async def _complete(self, request: Request) -> ASGIApp:
+        body = parse_body(CompletionBody, await self._bodies.read_json(request))
+        shape = CompletionShape(body, self._model.name, self._model.tokenizer)
+        return await self._answer(request, body, shape, completion_parameter)
+
+    async def _chat(self, request: Request) -> ASGIApp:
+        body = parse_body(ChatCompletionBody, await self._bodies.read_json(request))
+        shape = ChatShape(body, self._model.name, self._model.tokenizer)
+        return await self._answer(request, body, shape, chat_parameter)
+
+    async def _answer(
+        self, request: Request, body: CompletionBody | ChatCompletionBody, shape: Shape, name_of: NameOf
+    ) -> ASGIApp:
+        self._model.check_name(body.model)
+        task = await self._to_task(request, body)
+        headers = {"x-request-id": task.position.request_id}
+        if not body.stream:
+            answer = await run_while_connected(request.receive, answer_whole(task, self._generator, shape))
+            return Response(answer, headers=headers, media_type="application/json")
+
+        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+            events = EventStream(send, headers)
+            answer = StreamedAnswer(task, self._generator, shape, events, body)
+            try:
+                await run_while_connected(receive, answer.run())
+            except CallerGoneError:
+                return
+            except Exception as error:
+                note_unexpected(error)
+                if not events.has_begun:
+                    await error_response(error, name_of)(scope, receive, send)
+                    return
+                await events.send(error_event(error, name_of))
+                await events.end()
+
+        return stream
+
+    async def _to_task(self, request: Request, body: CompletionBody | ChatCompletionBody) -> Task:
+        num_prompts = len(body.prompt) if isinstance(body, CompletionBody) else 1
+        num_choices = num_prompts * body.n
+        last_event_id = request.headers.get("last-event-id", "")
+        if last_event_id:
+            if not body.stream:
+                raise InvalidArgumentError("Last-Event-ID", "is for streams: set stream, or leave it out")
+            position = parse_event_id(last_event_id, num_choices)
+        else:
+            seed = secrets.randbits(_SEED_BITS) if body.seed is None else body.seed % 2**64
+            choices = [ChoicePosition() for _ in range(num_choices)]
+            position = Position(_request_id(request), seed, int(time.time()), choices)
+        requests = to_requests(body, request_id=position.request_id, seed=position.seed, is_resumed=bool(last_event_id))
+        prompts = [await read_prompt(one, self._prompts) for one in requests] if body.return_token_ids else []
+        return Task(requests, body.n, prompts, position)
+
+
+def _request_id(request: Request) -> str:
+    """The caller's own, if it can be one here."""
+    own = request.headers.get("x-request-id", "")
+    return own if _CALLERS_ID.fullmatch(own) else secrets.token_hex(16)
+
+
+def _answered(handle: Handler, name_of: NameOf = str) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """Around every call of the API: before it, who calls would be checked here; after it, exceptions become answers."""
+
+    async def answer(request: Request) -> ASGIApp:
+        try:
+            return await handle(request)
+        except (ClientDisconnect, CallerGoneError):
+            return _nothing
+        except Exception as error:
+            note_unexpected(error)
+            return error_response(error, name_of)
+
+    return answer
+
+
+async def _nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """Nobody is there to answer."""

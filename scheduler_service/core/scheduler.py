@@ -5,7 +5,6 @@ moves the first towards the second under a token budget.
 """
 
 import logging
-from array import array
 from collections import deque
 from collections.abc import Iterable
 
@@ -62,37 +61,21 @@ class Scheduler:
 
     def add(self, gateway: bytes, submit: Submit, max_total_tokens: int) -> None:
         """Queue a request that admission has checked; `max_total_tokens` is prompt plus output at most."""
-        stops = frozenset(submit.stop_token_ids)
-        token_ids = array("i")
-        token_ids.frombytes(submit.token_ids)
-        sequence = Sequence(
-            gateway=gateway,
-            stream_id=submit.stream_id,
-            request_id=submit.request_id,
-            arrival=self._num_arrivals,
-            token_ids=token_ids,
-            num_prompt_tokens=submit.num_prompt_tokens,
-            max_total_tokens=max_total_tokens,
-            min_total_tokens=submit.num_prompt_tokens + submit.min_tokens,
-            stop_token_ids=stops if submit.ignore_eos else stops | self._eos_token_ids,
-            sampling=submit.sampling,
-            priority=submit.priority,
-            cache_salt=submit.cache_salt,
-            deadline_s=submit.deadline_s,
-            num_given_tokens=len(token_ids),
-        )
+        sequence = Sequence.of(submit, gateway, self._num_arrivals, max_total_tokens, self._eos_token_ids)
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
         self._outputs.add_accepted(gateway, submit.stream_id)
-        self._waiting.backlog.enter(len(token_ids))
+        self._waiting.backlog.enter(sequence.num_given_tokens, sequence.tenant)
         self._waiting.push(sequence)
         if not self._waiting.quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
 
     def refuse_for_room(self, submit: Submit) -> Refusal | None:
         """Why there is no room for another request now; requests that were accepted before need no room."""
-        return None if submit.was_accepted else self._waiting.backlog.refuse(len(submit.token_ids) // 4)
+        num_tokens = len(submit.token_ids) // 4
+        refuse = self._waiting.backlog.refuse_resumed if submit.resumes else self._waiting.backlog.refuse
+        return None if submit.was_accepted else refuse(num_tokens, submit.tenant)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
         """Whether this stream's sequence has not ended yet."""
@@ -219,6 +202,7 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
+        self._waiting.charge(self._running.holding)
         while budget > 0 and (waiting := self._waiting.next(self.config.max_num_seqs, table.num_free)) is not None:
             if self._running.is_mostly_promised(waiting):
                 self._waiting.set_aside(waiting)
@@ -229,7 +213,7 @@ class Scheduler:
                 break
             self._waiting.take(waiting)
             if is_first_run:
-                self._waiting.backlog.leave(waiting.num_given_tokens, to_run=True)
+                self._waiting.backlog.leave(waiting.num_given_tokens, waiting.tenant, to_run=True)
                 self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         self._waiting.bring_back()
@@ -336,8 +320,9 @@ class Scheduler:
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
         self._waiting.quarantine.leave(sequence.request_id)
+        self._waiting.note_end(sequence)
         if sequence.num_cached_tokens is None:
-            self._waiting.backlog.leave(sequence.num_given_tokens, to_run=False)
+            self._waiting.backlog.leave(sequence.num_given_tokens, sequence.tenant, to_run=False)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:

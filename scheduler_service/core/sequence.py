@@ -4,7 +4,7 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from pagewire.ipc.requests import Ended, EndReason, Sampling, logprob_record_bytes
+from pagewire.ipc.requests import Ended, EndReason, Sampling, Submit, logprob_record_bytes
 
 # In place of the gateway of a sequence that has none: no process ever draws this incarnation.
 NOBODY = b""
@@ -48,6 +48,8 @@ class Sequence:
 
     If log probabilities are wanted, `logprobs` has a record for each token drawn here: for the last ones of token_ids,
     from num_given_tokens on.
+
+    `service` is what its tenant was charged for it; see tenant_service.py.
     """
 
     gateway: bytes
@@ -75,6 +77,34 @@ class Sequence:
     logprobs: bytearray = field(default_factory=bytearray)
     is_over: bool = False
     ended: Ended | None = None
+    tenant: str = ""
+    service: int = 0
+
+    @classmethod
+    def of(
+        cls, submit: Submit, gateway: bytes, arrival: int, max_total_tokens: int, eos_token_ids: frozenset[int]
+    ) -> "Sequence":
+        """What a request asks for; `max_total_tokens` is prompt plus output at most."""
+        stops = frozenset(submit.stop_token_ids)
+        token_ids = array("i")
+        token_ids.frombytes(submit.token_ids)
+        return cls(
+            gateway=gateway,
+            stream_id=submit.stream_id,
+            request_id=submit.request_id,
+            arrival=arrival,
+            token_ids=token_ids,
+            num_prompt_tokens=submit.num_prompt_tokens,
+            max_total_tokens=max_total_tokens,
+            min_total_tokens=submit.num_prompt_tokens + submit.min_tokens,
+            stop_token_ids=stops if submit.ignore_eos else stops | eos_token_ids,
+            sampling=submit.sampling,
+            priority=submit.priority,
+            cache_salt=submit.cache_salt,
+            deadline_s=submit.deadline_s,
+            num_given_tokens=len(token_ids),
+            tenant=submit.tenant,
+        )
 
     @property
     def order(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import dataclasses
 
 import msgspec
 
+from pagewire.ipc.requests import Limits
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
@@ -24,6 +25,26 @@ def check_num_choices(params: generate_pb2.SamplingParams) -> int:
     if not 1 <= params.n <= _MAX_CHOICES:
         raise InvalidArgumentError("sampling.n", f"is {params.n}, must be 1 to {_MAX_CHOICES}")
     return params.n
+
+
+def check_queue_can_hold(num_choices: int, num_prompt_tokens: int, limits: Limits) -> None:
+    """Check that all choices could ever wait together, for they are taken together or not at all.
+
+    Raises:
+        InvalidArgumentError: they are more than the queue holds even when it is empty.
+    """
+    most = limits.max_waiting_requests
+    if most is not None and num_choices > most:
+        raise InvalidArgumentError(
+            "sampling.n", f"is {num_choices}, must be at most the {most} requests that may wait (max_waiting_requests)"
+        )
+    most, num_tokens = limits.max_waiting_tokens, num_choices * num_prompt_tokens
+    if most is not None and num_choices > 1 and num_tokens > most:
+        raise InvalidArgumentError(
+            "sampling.n",
+            f"is {num_choices}, and with {num_prompt_tokens} prompt tokens each more than the {most} tokens that may "
+            "wait (max_waiting_tokens)",
+        )
 
 
 def received_by_choice(resume: generate_pb2.Resume, num_choices: int, vocab_size: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
-from scheduler_service.gateway.choices import check_num_choices, choice_of, received_by_choice
+from scheduler_service.gateway.choices import check_num_choices, check_queue_can_hold, choice_of, received_by_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
@@ -49,6 +49,7 @@ async def to_generations(
     priority = validation.check_priority(request.priority)
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
+    check_queue_can_hold(num_choices, len(prompt_ids), limits)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
     if max(map(len, received)) > max_tokens:
         raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")

@@ -19,7 +19,7 @@ class Generation:
     `prompt_ids` and `received_ids` are int32; `received_ids` are output tokens that the caller has already, and
     `max_tokens` counts them. `is_resumed`: they are of an earlier stream, whose sequence may still live.
     `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the model's when they are
-    ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
+    ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end. `tenant`: whose request it is.
     """
 
     request_id: str
@@ -40,6 +40,7 @@ class Generation:
     sends_text: bool
     is_final_only: bool
     is_resumed: bool = False
+    tenant: str = ""
 
     def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool, was_accepted: bool) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.
@@ -48,7 +49,7 @@ class Generation:
             stream_id: names the stream.
             output_ids: int32.
             resumes: go on with the request's sequence if it still lives.
-            was_accepted: an earlier scheduler took it.
+            was_accepted: a scheduler took it.
         """
         return Submit(
             stream_id=stream_id,
@@ -64,5 +65,6 @@ class Generation:
             cache_salt=self.cache_salt,
             deadline_s=self.deadline_s,
             resumes=resumes,
-            was_accepted=was_accepted or self.is_resumed,
+            was_accepted=was_accepted,
+            tenant=self.tenant,
         )

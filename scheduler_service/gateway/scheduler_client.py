@@ -113,7 +113,7 @@ class SchedulerClient:
         """
         self.ready_engine()
         stream = Stream(self._new_stream_id(), generation, self._tokenizer)
-        if not stream.is_finished and not self._submit(stream, resumes=generation.is_resumed):
+        if not stream.is_finished and not self._submit(stream):
             raise EngineUnavailableError("the scheduler does not take requests now")
         return stream
 
@@ -304,7 +304,7 @@ class SchedulerClient:
         streams = self._waiting.all()
         for stream in streams:
             stream.stream_id = self._new_stream_id()
-            if not self._submit(stream, resumes=False):
+            if not self._submit(stream):
                 break
             self._waiting.discard(stream)
         logger.info("streams resubmitted num_streams=%d of=%d", len(streams) - len(self._waiting), len(streams))
@@ -325,8 +325,8 @@ class SchedulerClient:
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
         return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
 
-    def _submit(self, stream: Stream, *, resumes: bool) -> bool:
-        if not self._send(stream.to_submit(resumes=resumes), self.scheduler_incarnation or ANY):
+    def _submit(self, stream: Stream) -> bool:
+        if not self._send(stream.to_submit(), self.scheduler_incarnation or ANY):
             return False
         self._streams[stream.stream_id] = stream
         return True

@@ -124,8 +124,9 @@ class Stream:
         """When the caller wants no more, in Unix time."""
         return self.generation.deadline_s
 
-    def to_submit(self, *, resumes: bool) -> Submit:
-        """The message that makes a scheduler run what is left of this request; `resumes`: its sequence may live."""
+    def to_submit(self) -> Submit:
+        """The message that makes a scheduler run what is left of this request."""
+        resumes = self.generation.is_resumed and not self._is_accepted
         return self.generation.to_submit(
             self.stream_id, self._token_ids, resumes=resumes, was_accepted=self._is_accepted
         )

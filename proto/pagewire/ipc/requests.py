@@ -74,8 +74,9 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 
     `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
     `max_tokens` counts output tokens, those included. `deadline_s` is Unix time. `resumes`: a sequence of this
-    request id that still lives is continued, from whichever stream it belongs to. `was_accepted`: it was taken before,
-    by this scheduler or another, and is not refused for want of room.
+    request id that still lives is continued, from whichever stream it belongs to; if there is none, there is only the
+    caller's word that the request was accepted before. `was_accepted`: the gateway knows that it was, by this scheduler
+    or another, and it is not refused for want of room. `tenant`: whose request it is; those who wait are served fairly.
     """
 
     stream_id: int
@@ -92,6 +93,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     deadline_s: float | None
     resumes: bool = False
     was_accepted: bool = False
+    tenant: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -125,13 +127,15 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Limits that requests are checked against."""
+    """Limits that requests are checked against. Those of the queue are None where they are not known."""
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
     num_blocks: int
+    max_waiting_requests: int | None = None
+    max_waiting_tokens: int | None = None
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -59,6 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "x"]),
         num_logprobs=st.sampled_from([None, 0, 2]),
+        tenant=st.sampled_from(["", "a"]),
     )
     def arrive(
         self,
@@ -68,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: int,
         salt: str,
         num_logprobs: int | None,
+        tenant: str,
     ) -> None:
         stream = len(self.expected)
         tokens = complete(prompt, max_tokens, frozenset(stops))
@@ -80,6 +82,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop_token_ids=tuple(stops),
             priority=priority,
             cache_salt=salt,
+            tenant=tenant,
             sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs),
         )
 

@@ -329,3 +329,27 @@ def test_conversion_gives_templates_every_part_of_a_chat(served: ServedModel) ->
         '[{"role": "assistant", "content": "c", "name": "n", "tool_call_id": "t", "tool_calls": [{"id": "x"}]}, '
         '{"role": "user", "content": "c"}][{"name": "f"}]True<|eos|>'
     )
+
+
+@pytest.mark.parametrize(
+    ("max_requests", "max_tokens", "n", "problem"),
+    [
+        (4, 1000, 5, "is 5, must be at most the 4 requests that may wait"),
+        (4, 1000, 4, None),
+        (4, 8, 2, "with 6 prompt tokens each more than the 8 tokens that may wait"),
+        (4, 5, 1, None),
+        (4, 12, 2, None),
+    ],
+)
+def test_more_choices_than_can_ever_wait_are_refused_for_good(
+    prompts: PromptReader, max_requests: int, max_tokens: int, n: int, problem: str | None
+) -> None:
+    limits = Limits(64, 8, 256, 16, 1000, max_requests, max_tokens)
+    request = generate_pb2.GenerateRequest(text="hello", sampling={"n": n})
+    converted = to_generations(request, prompts=prompts, model=MODEL, limits=limits, time_remaining_s=None)
+    if problem is None:
+        assert len(asyncio.run(converted)) == n
+        return
+    with pytest.raises(InvalidArgumentError, match=problem) as caught:
+        asyncio.run(converted)
+    assert caught.value.field == "sampling.n"

@@ -6,7 +6,7 @@ moves the first towards the second under a token budget.
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from pagewire.ipc.steps import LeftSequence, StepBatch, StepOutput
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
-from scheduler_service.core.outputs import OutputCollector, split_logprobs
+from scheduler_service.core.outputs import OutputCollector, split_logprobs, split_prompt_logprobs
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
@@ -132,8 +132,8 @@ class Scheduler:
     def find(self, submit: Submit) -> Sequence | None:
         """The sequence that the caller of this request may go on with: one that runs, or an orphan that is complete."""
         sequence = self._orphans.find(submit.request_id) or self._by_request_id.get(submit.request_id)
-        knows_rest = sequence is not None and sequence.knows_from(len(submit.token_ids) // 4)
-        return sequence if knows_rest else None
+        num_received = len(submit.token_ids) // 4, submit.num_known_prompt_logprobs
+        return sequence if sequence is not None and sequence.knows_from(*num_received) else None
 
     def attach(self, sequence: Sequence, gateway: bytes, submit: Submit) -> None:
         """Go on with a sequence in another stream, which is told what its caller lacks; the old one is replaced."""
@@ -142,7 +142,7 @@ class Scheduler:
         self._orphans.let_go(sequence)
         self._rehome(sequence, gateway, submit.stream_id)
         sequence.deadline_s = submit.deadline_s
-        self._outputs.add_history(sequence, len(submit.token_ids) // 4)
+        self._outputs.add_history(sequence, len(submit.token_ids) // 4, submit.num_known_prompt_logprobs)
 
     def _rehome(self, sequence: Sequence, gateway: bytes, stream_id: int) -> None:
         if not sequence.is_over:
@@ -258,6 +258,9 @@ class Scheduler:
         if len(token_ids) != len(step.sampled) or len(output.nan_flags) != len(step.sampled):
             raise ValueError(f"result of step {output.step_id} has {len(token_ids)} tokens for {len(step.sampled)}")
         records = list(split_logprobs(step.sampled, output.logprobs)) if output.logprobs else []
+        prompt_records = (
+            list(split_prompt_logprobs(self._after(step), output.prompt_logprobs)) if output.prompt_logprobs else []
+        )
         self._in_flight.popleft()
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
@@ -266,6 +269,7 @@ class Scheduler:
         self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._waiting.quarantine:
             self._clear_suspects(step)
+        self._outputs.add_computed_logprobs(prompt_records)
         self._outputs.add_drawn_logprobs(records)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
@@ -285,9 +289,8 @@ class Scheduler:
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
         quarantine = self._waiting.quarantine
-        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-            sequence = self._running.table.sequences[slot]
-            if sequence is None or not quarantine.note_progress(sequence.request_id, num_computed):
+        for sequence, num_computed in self._after(step):
+            if not quarantine.note_progress(sequence.request_id, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
             self._waiting.sort()
@@ -366,11 +369,15 @@ class Scheduler:
         for step in self._in_flight:
             if step.step_id in self._unsent:
                 continue
-            for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-                sequence = self._running.table.sequences[slot]
-                if sequence is not None:
-                    reaches[sequence.request_id] = num_computed
+            for sequence, num_computed in self._after(step):
+                reaches[sequence.request_id] = num_computed
         return reaches
+
+    def _after(self, step: StepInFlight) -> Iterator[tuple[Sequence, int]]:
+        """The step's sequences, and how many tokens of each are computed after it."""
+        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+            if (sequence := self._running.table.sequences[slot]) is not None:
+                yield sequence, num_computed
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""

@@ -59,6 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "x"]),
         num_logprobs=st.sampled_from([None, 0, 2]),
+        num_prompt_logprobs=st.sampled_from([None, None, 0, 1]),
         tenant=st.sampled_from(["", "a"]),
     )
     def arrive(
@@ -69,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: int,
         salt: str,
         num_logprobs: int | None,
+        num_prompt_logprobs: int | None,
         tenant: str,
     ) -> None:
         stream = len(self.expected)
@@ -83,7 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             priority=priority,
             cache_salt=salt,
             tenant=tenant,
-            sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs),
+            sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs, None, num_prompt_logprobs),
         )
 
     @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), data=st.data())
@@ -165,6 +167,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.harness.run()
         for stream, (tokens, reason) in self.expected.items():
             self.harness.check_logprobs(stream)
+            self.harness.check_prompt_logprobs(stream)
             if stream in self.cancelled | self.unlucky:
                 assert self.harness.tokens[stream] == tokens[: len(self.harness.tokens[stream])]
                 continue

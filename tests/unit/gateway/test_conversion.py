@@ -345,7 +345,7 @@ def test_more_choices_than_can_ever_wait_are_refused_for_good(
     prompts: PromptReader, max_requests: int, max_tokens: int, n: int, problem: str | None
 ) -> None:
     limits = Limits(64, 8, 256, 16, 1000, max_requests, max_tokens)
-    request = generate_pb2.GenerateRequest(text="hello", sampling={"n": n})
+    request = generate_pb2.GenerateRequest(token_ids={"ids": [1] * 6}, sampling={"n": n})
     converted = to_generations(request, prompts=prompts, model=MODEL, limits=limits, time_remaining_s=None)
     if problem is None:
         assert len(asyncio.run(converted)) == n

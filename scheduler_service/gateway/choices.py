@@ -73,14 +73,21 @@ def received_by_choice(resume: generate_pb2.Resume, num_choices: int, vocab_size
     return received
 
 
-def choice_of(first: Generation, index: int, received_ids: list[int]) -> Generation:
+def choice_of(first: Generation, index: int, received_ids: list[int], *, is_echoed: bool) -> Generation:
     """Choice `index` of a request whose choice 0 is `first`: its seed is the request's plus the index.
 
-    The scheduler knows it by an id with a character that no caller's id has.
+    The scheduler knows it by an id with a character that no caller's id has. The prompt's log probabilities come with
+    choice 0; `is_echoed`: the caller has its echo.
     """
+    echo = None if is_echoed else first.echo
+    if index == 0:
+        return dataclasses.replace(first, echo=echo)
+    seed = (first.sampling.seed + index) % _SEED_RANGE
     return dataclasses.replace(
         first,
         request_id=f"{first.request_id}#{index}",
-        sampling=msgspec.structs.replace(first.sampling, seed=(first.sampling.seed + index) % _SEED_RANGE),
+        sampling=msgspec.structs.replace(first.sampling, seed=seed, num_prompt_logprobs=None),
         received_ids=int32_array(received_ids),
+        num_received_prompt_logprobs=0,
+        echo=echo,
     )

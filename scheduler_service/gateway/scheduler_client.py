@@ -229,6 +229,10 @@ class SchedulerClient:
         for started in step.started:
             if (stream := streams.get(started.stream_id)) is not None:
                 stream.start(started.num_cached_tokens)
+        for stream_id, records in step.prompt_logprobs.items():
+            if (stream := streams.get(stream_id)) is not None:
+                stream.push_prompt_logprobs(records)
+                touched[stream] = None
         for stream_id, token_id in zip(stream_ids, token_ids, strict=True):
             # Streams that were aborted still get the tokens that were on their way.
             if (stream := streams.get(stream_id)) is not None:

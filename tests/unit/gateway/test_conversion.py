@@ -106,6 +106,26 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling": {"bad_words": ["x" * 33]}}, "sampling.bad_words[0]", "has 33 tokens, may have 32"),
     ({"sampling": {"bad_words": ["x", ""]}}, "sampling.bad_words[1]", "has 0 characters"),
     ({"output": {"logprobs": 21}}, "output.logprobs", "is 21, must be 0 to 20"),
+    ({"output": {"prompt_logprobs": 21}}, "output.prompt_logprobs", "is 21, must be 0 to 20"),
+    (
+        {
+            "token_ids": {"ids": [1] * 5},
+            "output": {"prompt_logprobs": 0},
+            "resume": {"request_id": "r", "num_received_prompt_logprobs": 5},
+        },
+        "resume.num_received_prompt_logprobs",
+        "is 5, and this request has 4 in all",
+    ),
+    (
+        {"resume": {"request_id": "r", "num_received_prompt_logprobs": 1}},
+        "resume.num_received_prompt_logprobs",
+        "is 1, and this request has 0 in all",
+    ),
+    (
+        {"output": {"echo": True}, "resume": {"request_id": "r", "num_received_echoes": 2}},
+        "resume.num_received_echoes",
+        "is 2, and this request has 1 in all",
+    ),
     ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens", "is 0"),
     ({"stopping": {"max_tokens": 64}}, "stopping.max_tokens", "is 64, and with 2 prompt tokens more than the 64"),
     ({"stopping": {"max_tokens": 4, "min_tokens": 5}}, "stopping.min_tokens", "is 5, must be at most the 4"),
@@ -144,8 +164,6 @@ def test_conversion_refuses(prompts: PromptReader, fields: dict[str, Any], field
 
 
 NOT_SERVED: list[tuple[dict[str, Any], str]] = [
-    ({"output": {"prompt_logprobs": 1}}, "output.prompt_logprobs"),
-    ({"output": {"echo": True}}, "output.echo"),
     ({"constraint": {"regex": "a*"}}, "constraint"),
     ({"adapter": "lora"}, "adapter"),
 ]

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gpu_worker.prompt_rows import PromptRows
 from gpu_worker.sampling.logprobs import LogprobBatch
 from gpu_worker.sampling.penalties import NO_PENALTIES, PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
@@ -61,11 +62,13 @@ class InputBatch:
         self._penalties = np.zeros((num_slots, len(NO_PENALTIES)), dtype=np.float32)
         self._num_logprobs = np.zeros(num_slots, dtype=np.int64)
         self._rules: dict[int, SlotRules] = {}
+        self._prompt_rows = PromptRows(shape.width)
 
     def clear(self) -> None:
         """Forget every slot."""
         self._used[:] = False
         self._rules.clear()
+        self._prompt_rows.clear()
 
     def apply(self, batch: StepBatch) -> StepInputs:
         """Take over a step batch's changes, and move its sequences to where they are once the step is done.
@@ -117,6 +120,7 @@ class InputBatch:
         self._used[slots] = False
         for slot in slots.tolist():
             self._rules.pop(slot, None)
+            self._prompt_rows.remove(slot)
 
     def _add(self, sequence: AddedSequence, new_tokens: "_WriteList", new_blocks: "_WriteList") -> None:
         slot, shape = sequence.slot, self._shape
@@ -151,6 +155,7 @@ class InputBatch:
         rules = SlotRules.of(sequence.sampling.rules, sequence.end_token_ids, sequence.min_tokens)
         if rules is not None:
             self._rules[slot] = rules
+        self._require(self._prompt_rows.add(sequence), f"slot {slot} without prompt tokens whose logits are wanted")
 
     def _append_blocks(self, slots: IntArray, blocks: IntArray, new_blocks: "_WriteList") -> None:
         """Append blocks[j] to the table of slots[j]; a slot may come several times."""
@@ -209,6 +214,7 @@ class InputBatch:
             num_decodes=int((counts == 1).sum()),
             max_query_len=int(counts.max(initial=0)),
             max_seq_len=int(seq_lens.max(initial=0)),
+            prompt_logprobs=self._prompt_rows.take(slots, query_start, computed, seq_lens),
         )
 
     def _rules_of(self, drawing: IntArray) -> list[RuledRow]:

@@ -59,7 +59,8 @@ class PendingStep:
         result = self.drawn.read()
         if not result.finite.all():
             self.on_ill(~result.finite)
-        return StepOutput(self.step_id, result.token_ids.tobytes(), (~result.finite).tobytes(), result.logprobs)
+        flags = (~result.finite).tobytes()
+        return StepOutput(self.step_id, result.token_ids.tobytes(), flags, result.logprobs, result.prompt_logprobs)
 
 
 @dataclass(frozen=True, slots=True)

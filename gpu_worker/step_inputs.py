@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpu_worker.sampling.logprobs import LogprobBatch
+from gpu_worker.sampling.logprobs import LogprobBatch, PromptLogprobBatch
 from gpu_worker.sampling.penalties import PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.sampling.token_rules import RuledRow
@@ -62,6 +62,7 @@ class StepInputs:
     sampled_rows                    [num_sampled] int64, rows whose logits are wanted
     drawn_places                    [num_sampled] int64, where each drawn token goes among all slots' token ids
     sampling, rules, penalties, logprobs    of the sampled rows
+    prompt_logprobs                 of any rows
     """
 
     new_tokens: Writes
@@ -82,6 +83,7 @@ class StepInputs:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+    prompt_logprobs: PromptLogprobBatch
 
     def drawing_slots(self, shape: SlotShape) -> IntArray:
         """The slots of the sampled rows."""

@@ -25,6 +25,8 @@ class Assembly:
         self.completion: Completion | None = None
         self.has_output = False
         self._outputs: dict[int, _Output] = {}
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._num_echoes = 0
 
     def add(self, event: generate_pb2.GenerateResponse) -> Chunk | None:
         """Take the next event; gives the new output, if it carries any."""
@@ -50,6 +52,8 @@ class Assembly:
         again.CopyFrom(request)
         again.resume.request_id = self.accepted.request_id
         again.resume.seed = self.accepted.seed
+        again.resume.num_received_prompt_logprobs += len(self._prompt_logprobs)
+        again.resume.num_received_echoes += self._num_echoes
         choices = {choice.index: choice for choice in again.resume.choices}
         for index, output in self._outputs.items():
             if request.sampling.n > 1:
@@ -67,7 +71,11 @@ class Assembly:
         self.has_output = True
         output = self._outputs.setdefault(delta.index, _Output())
         logprobs = conversion.token_logprobs(delta.logprobs) if delta.logprobs else ()
-        chunk = Chunk(delta.text, tuple(delta.token_ids), delta.index, logprobs)
+        prompt_logprobs = conversion.token_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else ()
+        prompt_ids = tuple(delta.prompt_token_ids)
+        chunk = Chunk(delta.text, tuple(delta.token_ids), delta.index, logprobs, prompt_logprobs, prompt_ids)
+        self._prompt_logprobs.extend(prompt_logprobs)
+        self._num_echoes += bool(prompt_ids)
         output.texts.append(chunk.text)
         output.token_ids.extend(chunk.token_ids)
         output.logprobs.extend(logprobs)
@@ -83,6 +91,7 @@ class Assembly:
             choices=tuple(self._choice(choice.index, choice) for choice in finished.choices)
             or (self._choice(0, finished),),
             usage=Usage(usage.num_prompt_tokens, usage.num_cached_tokens, usage.num_output_tokens),
+            prompt_logprobs=tuple(self._prompt_logprobs),
         )
 
     def _choice(self, index: int, finished: generate_pb2.Finished | generate_pb2.ChoiceFinished) -> Choice:

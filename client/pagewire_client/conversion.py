@@ -68,6 +68,8 @@ def generate_request(
         request.resume.request_id = resume.request_id
         request.resume.seed = resume.seed
         request.resume.received_token_ids.extend(resume.received_token_ids)
+        request.resume.num_received_prompt_logprobs = resume.num_received_prompt_logprobs
+        request.resume.num_received_echoes = resume.num_received_echoes
         for index, token_ids in resume.choices.items():
             request.resume.choices.add(index=index, received_token_ids=token_ids)
     return request

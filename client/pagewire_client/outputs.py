@@ -23,6 +23,7 @@ class RequestOutput:
 
     vLLM's shape: `output.outputs[0].text`, `.token_ids`, `output.prompt_token_ids`; nano-vllm's: `output["text"]`,
     `output["token_ids"]`. `prompt` is the text given, None for token ids and chats.
+    `prompt_logprobs`: if asked for, an entry per prompt token, None for the first.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     num_cached_tokens: int
     finished: bool = True
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def __getitem__(self, key: str) -> str | list[int]:
         if key == "text":
@@ -53,4 +55,11 @@ def request_output(completion: Completion, prompt: str | None, prompt_token_ids:
         )
         for choice in completion.choices
     ]
-    return RequestOutput(completion.request_id, prompt, prompt_token_ids, outputs, completion.usage.num_cached_tokens)
+    return RequestOutput(
+        completion.request_id,
+        prompt,
+        prompt_token_ids,
+        outputs,
+        completion.usage.num_cached_tokens,
+        prompt_logprobs=[None, *completion.prompt_logprobs] if completion.prompt_logprobs else None,
+    )

@@ -65,7 +65,7 @@ class SamplingParams:
     logprobs        alternatives with log probabilities per output token; prompt_logprobs: per prompt token
     detokenize      False asks for token ids alone
     output_kind     whether output comes as it is made or all at the end
-    echo            repeats the prompt at the head of the output
+    echo            repeats the prompt at the head of the output: of its text, not of its token ids
     truncate_prompt_tokens  keeps only the last tokens of the prompt
     """
 
@@ -115,12 +115,15 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Resume:
     """Where a stream was cut off: `Accepted` of the original stream and all token ids received from it; with n above 1
-    those of each choice, by its index, in `choices` instead."""
+    those of each choice, by its index, in `choices` instead. With `prompt_logprobs` or `echo` also how many entries of
+    the former and chunks of the latter came."""
 
     request_id: str
     seed: int
     received_token_ids: Sequence[int] = ()
     choices: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    num_received_prompt_logprobs: int = 0
+    num_received_echoes: int = 0
 
 
 class RequestOptions(TypedDict, total=False):

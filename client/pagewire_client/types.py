@@ -31,7 +31,7 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log probability (natural logarithm) of one produced token, its rank (1: most likely) and the alternatives."""
+    """Log probability (natural logarithm) of one token, its rank (1: most likely) and the alternatives."""
 
     token_id: int
     logprob: float
@@ -41,12 +41,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """New output of one choice. Either part may be empty: text is held back while it could be half a character."""
+    """New output of one choice. Any part may be empty: text is held back while it could be half a character.
+
+    Before all output come the prompt's log probabilities, if asked for: an entry per token from the second on, with
+    choice 0. With `echo` the first chunk of a choice is the prompt: `prompt_token_ids` and their text.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     index: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +79,18 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `text`, `token_ids` and `finish_reason` are those of the first choice."""
+    """A whole answer. `text`, `token_ids` and `finish_reason` are those of the first choice.
+
+    `prompt_logprobs`: if asked for, an entry per prompt token from the second on. With `echo` texts begin with the
+    prompt's; token ids never do.
+    """
 
     request_id: str
     seed: int
     model: str
     choices: tuple[Choice, ...]
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def text(self) -> str:

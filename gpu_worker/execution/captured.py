@@ -29,6 +29,7 @@ from gpu_worker.execution.device_clock import DeviceClock
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.executor import StepResult
 from gpu_worker.execution.graphs import GraphPool, GraphSizes
+from gpu_worker.execution.prompt_logprobs import find_prompt_logprobs
 from gpu_worker.execution.shaped_draw import draw_shaped
 from gpu_worker.execution.staging import DrawInputs, PaddedShape, Staging
 from gpu_worker.execution.worst_case import NO_INPUTS, worst_case
@@ -57,6 +58,7 @@ class DrawnOnDevice:
 
     host: [2, num_sampled] int32, tokens and whether their logits are finite.
     logprobs, num_logprobs: a table of log probabilities, and how many of each row are wanted; see find_logprobs.
+    prompt_logprobs, num_prompt_logprobs: the same of prompt tokens.
     copied: done when they are there.
     traced: where the device's times are wanted, a clock, and an event before the step's first kernel.
     """
@@ -64,6 +66,8 @@ class DrawnOnDevice:
     host: torch.Tensor
     logprobs: torch.Tensor | None
     num_logprobs: npt.NDArray[np.int64]
+    prompt_logprobs: torch.Tensor | None
+    num_prompt_logprobs: npt.NDArray[np.int64]
     copied: torch.cuda.Event
     traced: tuple[DeviceClock, torch.cuda.Event] | None
 
@@ -76,8 +80,9 @@ class DrawnOnDevice:
         """See Drawn."""
         self.copied.synchronize()
         tokens, finite = self.host.numpy()
-        records = b"" if self.logprobs is None else to_records(self.logprobs.numpy(), self.num_logprobs)
-        return StepResult(tokens, finite.astype(np.bool_), records)
+        records = _to_records(self.logprobs, self.num_logprobs)
+        prompt_records = _to_records(self.prompt_logprobs, self.num_prompt_logprobs)
+        return StepResult(tokens, finite.astype(np.bool_), records, prompt_records)
 
     def device_span_ns(self) -> tuple[int, int] | None:
         """See Drawn."""
@@ -206,13 +211,17 @@ class CapturedExecutor:
     def launch(self, inputs: StepInputs) -> DrawnOnDevice:
         """See Executor."""
         num_sampled = len(inputs.sampled_rows)
-        begun, logprobs = None, None
+        begun, logprobs, prompt_logprobs = None, None, None
         self._slots.write(inputs)
         if len(inputs.positions) > 0:
             shape, draws = self._pad(inputs), self._pad_draws(inputs)
             self._staging.send(inputs, shape, draws.num_sampled)
             begun = None if self._clock is None else self._clock.event()
-            if not self._graphs.replay(shape):
+            if len(inputs.prompt_logprobs) > 0:
+                hidden = self._layer_program(shape)()
+                most_rows = self._slot_shape.max_num_seqs
+                prompt_logprobs = find_prompt_logprobs(self._model, hidden, inputs, self._slots, most_rows)
+            elif not self._graphs.replay(shape):
                 self._layer_program(shape)()
             if inputs.is_shaped:
                 logprobs = self._draw_shaped(inputs, draws.num_sampled)
@@ -220,11 +229,13 @@ class CapturedExecutor:
                 self._draw_program(draws)()
         host = _to_host(self._drawn[:, :num_sampled])
         table = None if logprobs is None else _to_host(logprobs)
+        prompt_table = None if prompt_logprobs is None else _to_host(prompt_logprobs)
         traced = None if self._clock is None or begun is None else (self._clock, begun)
         copied = torch.cuda.Event() if traced is None else traced[0].event()  # type: ignore[no-untyped-call]
         if traced is None:
             copied.record()
-        return DrawnOnDevice(host, table, inputs.logprobs.num_logprobs, copied, traced)
+        counts = inputs.logprobs.num_logprobs, inputs.prompt_logprobs.num_logprobs
+        return DrawnOnDevice(host, table, counts[0], prompt_table, counts[1], copied, traced)
 
     def _pad(self, inputs: StepInputs) -> PaddedShape:
         num_seqs, num_tokens = len(inputs.slots), len(inputs.positions)
@@ -249,7 +260,8 @@ class CapturedExecutor:
     def _mixed_shape(self, num_tokens: int) -> PaddedShape:
         return PaddedShape(min(num_tokens, self._slot_shape.max_num_seqs), num_tokens, mixed=True)
 
-    def _layer_program(self, shape: PaddedShape) -> Callable[[], None]:
+    def _layer_program(self, shape: PaddedShape) -> Callable[[], torch.Tensor]:
+        """What runs the layers, and gives all rows after the last norm."""
         views = self._staging.layer_inputs(shape)
         metadata = AttentionMetadata(
             query_start=views.query_start,
@@ -261,11 +273,12 @@ class CapturedExecutor:
             max_seq_len=self._slot_shape.max_model_len,
         )
 
-        def run() -> None:
+        def run() -> torch.Tensor:
             metadata.block_tables = self._slots.block_tables.index_select(0, views.slots)
             input_ids = self._slots.token_ids.index_select(0, views.token_places).long()
             hidden = self._model.forward(input_ids, views.positions, self._kv_caches, metadata)
             torch.index_select(hidden, 0, views.sampled_rows, out=self._last_hidden[: shape.num_seqs])
+            return hidden
 
         return run
 
@@ -316,6 +329,10 @@ class CapturedExecutor:
 
 def _sampling_of(views: DrawInputs) -> DeviceSampling:
     return DeviceSampling(views.temperature, views.top_k, views.top_p, views.min_p, views.seeds, views.positions)
+
+
+def _to_records(table: torch.Tensor | None, num_logprobs: npt.NDArray[np.int64]) -> bytes:
+    return b"" if table is None else to_records(table.numpy(), num_logprobs)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """How does a step run on any device, operation by operation?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from gpu_worker.attention.backend import AttentionMetadata
 from gpu_worker.execution.device_slots import DeviceSlots
 from gpu_worker.execution.executor import StepResult
+from gpu_worker.execution.prompt_logprobs import find_prompt_logprobs
 from gpu_worker.execution.shaped_draw import draw_shaped
 from gpu_worker.execution.worst_case import worst_case
 from gpu_worker.kernels.interface import Kernels
@@ -99,8 +100,9 @@ class EagerExecutor:
         input_ids = self._slots.token_ids.index_select(0, self._send(inputs.token_places)).long()
         positions = self._send(inputs.positions)
         hidden = self._model.forward(input_ids, positions, self._kv_caches, self._metadata(inputs))
+        prompt_records = self._prompt_records(hidden, inputs) if len(inputs.prompt_logprobs) > 0 else b""
         if len(inputs.sampled_rows) == 0:
-            return _NOTHING
+            return DrawnTokens(replace(_NOTHING.result, prompt_logprobs=prompt_records))
         logits = self._model.compute_logits(hidden.index_select(0, self._send(inputs.sampled_rows)))
         records = b""
         if inputs.is_shaped:
@@ -114,7 +116,11 @@ class EagerExecutor:
             token_ids, finite = sampler.sample(logits, inputs.sampling)
         tokens = token_ids.int()
         self._slots.token_ids.scatter_(0, self._send(inputs.drawn_places), tokens)
-        return DrawnTokens(StepResult(tokens.cpu().numpy(), finite.cpu().numpy(), records))
+        return DrawnTokens(StepResult(tokens.cpu().numpy(), finite.cpu().numpy(), records, prompt_records))
+
+    def _prompt_records(self, hidden: torch.Tensor, inputs: StepInputs) -> bytes:
+        table = find_prompt_logprobs(self._model, hidden, inputs, self._slots, self._slot_shape.max_num_seqs)
+        return to_records(table.cpu().numpy(), inputs.prompt_logprobs.num_logprobs)
 
     def _metadata(self, inputs: StepInputs) -> AttentionMetadata:
         max_blocks = -(-inputs.max_seq_len // self._cache.block_size)

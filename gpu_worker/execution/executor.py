@@ -16,12 +16,13 @@ class StepResult:
     """What came of a step.
 
     token_ids, finite: [num_sampled], the tokens, and whether the logits they were drawn from are finite.
-    logprobs: see StepOutput.
+    logprobs, prompt_logprobs: see StepOutput.
     """
 
     token_ids: npt.NDArray[np.int32]
     finite: npt.NDArray[np.bool_]
     logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
 
 
 class Drawn(Protocol):

@@ -54,7 +54,7 @@ class GraphPool:
         self._pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
-    def capture(self, key: Hashable, program: Callable[[], None]) -> None:
+    def capture(self, key: Hashable, program: Callable[[], object]) -> None:
         """Capture a program, after a run that has libraries set themselves up for its size."""
         program()
         torch.cuda.synchronize(self._stream.device)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpu_worker.sampling.logprobs import LogprobBatch
+from gpu_worker.sampling.logprobs import LogprobBatch, PromptLogprobBatch
 from gpu_worker.sampling.penalties import PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
@@ -10,6 +10,7 @@ from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
 # Some: the memory that they take is of no account.
 _MOST_LOGPROBS = 1
 _NO_INTS = np.empty(0, dtype=np.int64)
+_NO_PROMPT_LOGPROBS = PromptLogprobBatch(_NO_INTS, _NO_INTS, _NO_INTS)
 _NO_WRITES = Writes(_NO_INTS, np.empty(0, dtype=np.int32))
 
 NO_INPUTS = StepInputs(
@@ -31,6 +32,7 @@ NO_INPUTS = StepInputs(
     num_decodes=0,
     max_query_len=0,
     max_seq_len=0,
+    prompt_logprobs=_NO_PROMPT_LOGPROBS,
 )
 """A step of no sequence: padded, it is all padding."""
 
@@ -81,4 +83,5 @@ def worst_case(shape: SlotShape, num_tokens: int) -> StepInputs:
         num_decodes=int((seq_lens == 1).sum()),
         max_query_len=int(seq_lens.max()),
         max_seq_len=int(seq_lens.max()),
+        prompt_logprobs=_NO_PROMPT_LOGPROBS,
     )

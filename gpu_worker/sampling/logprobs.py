@@ -1,4 +1,4 @@
-"""What is the log probability of each drawn token, and which tokens were more likely?
+"""What is the log probability of each drawn token or token of a prompt, and which tokens were more likely?
 
 Those are probabilities under the model's logits, before penalties, temperature and filters, as vLLM gives them.
 """
@@ -18,6 +18,22 @@ class LogprobBatch:
     """The sampled rows of a step whose log probabilities are wanted, and of how many alternatives: [num_rows] each."""
 
     rows: npt.NDArray[np.int64]
+    num_logprobs: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(slots=True)
+class PromptLogprobBatch:
+    """The rows of a step's input whose next tokens are the prompt's, and wanted with their log probabilities.
+
+    rows, num_logprobs: [num_rows], of the model's input, and how many alternatives of each.
+    token_places: [num_rows] int64, where the tokens are among all slots' token ids.
+    """
+
+    rows: npt.NDArray[np.int64]
+    token_places: npt.NDArray[np.int64]
     num_logprobs: npt.NDArray[np.int64]
 
     def __len__(self) -> int:

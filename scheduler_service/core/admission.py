@@ -30,6 +30,8 @@ def check(submit: Submit, limits: Limits, model: ModelInfo) -> int | Refusal:
         return _invalid("token_ids", f"holds a token id outside 0 to {model.vocab_size - 1}")
     if not 1 <= submit.num_prompt_tokens <= num_tokens:
         return _invalid("num_prompt_tokens", f"is {submit.num_prompt_tokens} of {num_tokens} tokens")
+    if not 0 <= submit.num_known_prompt_logprobs < submit.num_prompt_tokens:
+        return _invalid("num_known_prompt_logprobs", f"is {submit.num_known_prompt_logprobs}")
     if submit.max_tokens is not None and submit.max_tokens < 1:
         return _invalid("max_tokens", f"is {submit.max_tokens}: it must be at least 1")
     capacity = limits.num_blocks * limits.block_size

@@ -222,6 +222,8 @@ class SchedulerLoop:
             config.max_num_batched_tokens,
             config.block_size,
             self._group.num_blocks,
+            config.max_waiting_requests,
+            config.max_waiting_tokens,
         )
         self._change_state(EngineState.READY)
 

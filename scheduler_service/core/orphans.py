@@ -72,8 +72,13 @@ def check_resume(sequence: Sequence, submit: Submit, max_total_tokens: int) -> R
         and max_total_tokens == sequence.max_total_tokens
         and submit.num_prompt_tokens + submit.min_tokens == sequence.min_total_tokens
         and sequence.stop_token_ids.issuperset(submit.stop_token_ids)
+        and submit.num_known_prompt_logprobs <= sequence.num_known_prompt_logprobs
     )
-    return None if is_same else _refuse("sampling, limits or stop tokens are not those of the running request")
+    return (
+        None
+        if is_same
+        else _refuse("sampling, limits, stop tokens or prompt log probabilities are not those of the running request")
+    )
 
 
 def _refuse(message: str) -> Refusal:

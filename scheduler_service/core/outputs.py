@@ -1,7 +1,7 @@
 """What one step has to tell each gateway, gathered while the scheduler works."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +19,7 @@ class _News:
     accepted: list[int] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
     logprobs: dict[int, bytes] = field(default_factory=dict)
+    prompt_logprobs: dict[int, bytes] = field(default_factory=dict)
 
 
 class OutputCollector:
@@ -53,6 +54,19 @@ class OutputCollector:
                 sequence.logprobs += record
                 self.add_logprobs(sequence, record)
 
+    def add_prompt_logprobs(self, sequence: Sequence, records: bytes) -> None:
+        """The next log probabilities of the prompt's tokens."""
+        told = self._news[sequence.gateway].prompt_logprobs
+        told[sequence.stream_id] = told.get(sequence.stream_id, b"") + records
+
+    def add_computed_logprobs(self, records: list[tuple[Sequence, bytes]]) -> None:
+        """Those of the prompt tokens that a step's tokens predict."""
+        for sequence, part in records:
+            # Those of sequences that are over are counted, too: further steps may be in flight.
+            sequence.prompt_logprobs += part
+            if not sequence.is_over:
+                self.add_prompt_logprobs(sequence, part)
+
     def add_end(
         self, sequence: Sequence, reason: EndReason, stop_token_id: int | None = None, detail: str = ""
     ) -> None:
@@ -66,11 +80,14 @@ class OutputCollector:
         ended = Ended(sequence.stream_id, EndReason.REPLACED, None, sequence.num_cached_tokens or 0, "")
         self._news[sequence.gateway].ended.append(ended)
 
-    def add_history(self, sequence: Sequence, num_received: int) -> None:
-        """All that a stream must be told which goes on with this sequence; it has received so many of its tokens."""
+    def add_history(self, sequence: Sequence, num_received: int, num_prompt_logprobs: int) -> None:
+        """All that a stream must be told which goes on with this sequence; it has received so many of its tokens, and
+        records of its prompt's tokens."""
         self.add_accepted(sequence.gateway, sequence.stream_id)
         if sequence.num_cached_tokens is not None:
             self.add_start(sequence)
+        if num_prompt_logprobs < sequence.num_known_prompt_logprobs:
+            self.add_prompt_logprobs(sequence, sequence.prompt_logprobs_from(num_prompt_logprobs))
         news = self._news[sequence.gateway]
         missing = sequence.token_ids[num_received:].tolist()
         news.stream_ids += [sequence.stream_id] * len(missing)
@@ -95,6 +112,7 @@ class OutputCollector:
                     accepted=np.array(news.accepted, dtype="<u4").tobytes(),
                     started=news.started,
                     logprobs=news.logprobs,
+                    prompt_logprobs=news.prompt_logprobs,
                 ),
             )
             for gateway, news in self._news.items()
@@ -116,3 +134,22 @@ def split_logprobs(sequences: list[Sequence], records: bytes) -> Iterator[tuple[
             yield sequence, records[start:end]
     if end != len(records):
         raise ValueError(f"log probabilities of {len(records)} bytes, not of {end}")
+
+
+def split_prompt_logprobs(
+    sequences: Iterable[tuple[Sequence, int]], records: bytes
+) -> Iterator[tuple[Sequence, bytes]]:
+    """Each of the sequences of which prompt tokens have news with their records.
+
+    Args:
+        sequences: those of a step, each with how many of its tokens are computed after it.
+    Raises:
+        ValueError: there are more or fewer records.
+    """
+    end = 0
+    for sequence, num_computed in sequences:
+        if count := sequence.num_new_prompt_logprobs(num_computed):
+            start, end = end, end + count * logprob_record_bytes(sequence.sampling.num_prompt_logprobs or 0)
+            yield sequence, records[start:end]
+    if end != len(records):
+        raise ValueError(f"log probabilities of prompts of {len(records)} bytes, not of {end}")

@@ -217,12 +217,13 @@ class RunningSet:
         assert all(self._promised.values()), "a promise that nobody made is kept"
 
     def _match_prefix(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of the longest known prefix that leaves at least one token to compute."""
+        """Cached blocks of the longest known prefix that leaves what has to be computed: at least one token."""
         if not self._config.prefix_caching:
             return []
         num_blocks = (len(sequence.token_ids) - 1) // self._config.block_size
         self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, num_blocks)
-        return self.blocks.cache.match(sequence.block_hashes[:num_blocks])
+        num_shareable = sequence.num_shareable_tokens // self._config.block_size
+        return self.blocks.cache.match(sequence.block_hashes[:num_shareable])
 
     def is_mostly_promised(self, sequence: Sequence) -> bool:
         """Whether running sequences compute at least half of what a waiting one has to, and will offer it for sharing.
@@ -230,7 +231,7 @@ class RunningSet:
         Then it pays to wait: of requests that come together with one prompt, or a long common beginning, the first
         computes it for all.
         """
-        if not self._promised:
+        if not self._promised or sequence.num_shareable_tokens < len(sequence.token_ids) - 1:
             return False
         num_shared = len(self._match_prefix(sequence))
         missing = sequence.block_hashes[num_shared:]

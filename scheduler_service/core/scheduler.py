@@ -5,9 +5,8 @@ moves the first towards the second under a token budget.
 """
 
 import logging
-from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from pagewire.ipc.steps import LeftSequence, StepBatch, StepOutput
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import Orphans
-from scheduler_service.core.outputs import OutputCollector, split_logprobs
+from scheduler_service.core.outputs import OutputCollector, split_logprobs, split_prompt_logprobs
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
 from scheduler_service.core.slot_table import BoolArray, IntArray
@@ -62,37 +61,21 @@ class Scheduler:
 
     def add(self, gateway: bytes, submit: Submit, max_total_tokens: int) -> None:
         """Queue a request that admission has checked; `max_total_tokens` is prompt plus output at most."""
-        stops = frozenset(submit.stop_token_ids)
-        token_ids = array("i")
-        token_ids.frombytes(submit.token_ids)
-        sequence = Sequence(
-            gateway=gateway,
-            stream_id=submit.stream_id,
-            request_id=submit.request_id,
-            arrival=self._num_arrivals,
-            token_ids=token_ids,
-            num_prompt_tokens=submit.num_prompt_tokens,
-            max_total_tokens=max_total_tokens,
-            min_total_tokens=submit.num_prompt_tokens + submit.min_tokens,
-            stop_token_ids=stops if submit.ignore_eos else stops | self._eos_token_ids,
-            sampling=submit.sampling,
-            priority=submit.priority,
-            cache_salt=submit.cache_salt,
-            deadline_s=submit.deadline_s,
-            num_given_tokens=len(token_ids),
-        )
+        sequence = Sequence.of(submit, gateway, self._num_arrivals, max_total_tokens, self._eos_token_ids)
         self._num_arrivals += 1
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
         self._outputs.add_accepted(gateway, submit.stream_id)
-        self._waiting.backlog.enter(len(token_ids))
+        self._waiting.backlog.enter(sequence.num_given_tokens, sequence.tenant)
         self._waiting.push(sequence)
         if not self._waiting.quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
 
     def refuse_for_room(self, submit: Submit) -> Refusal | None:
         """Why there is no room for another request now; requests that were accepted before need no room."""
-        return None if submit.was_accepted else self._waiting.backlog.refuse(len(submit.token_ids) // 4)
+        num_tokens = len(submit.token_ids) // 4
+        refuse = self._waiting.backlog.refuse_resumed if submit.resumes else self._waiting.backlog.refuse
+        return None if submit.was_accepted else refuse(num_tokens, submit.tenant)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
         """Whether this stream's sequence has not ended yet."""
@@ -149,8 +132,8 @@ class Scheduler:
     def find(self, submit: Submit) -> Sequence | None:
         """The sequence that the caller of this request may go on with: one that runs, or an orphan that is complete."""
         sequence = self._orphans.find(submit.request_id) or self._by_request_id.get(submit.request_id)
-        knows_rest = sequence is not None and sequence.knows_from(len(submit.token_ids) // 4)
-        return sequence if knows_rest else None
+        num_received = len(submit.token_ids) // 4, submit.num_known_prompt_logprobs
+        return sequence if sequence is not None and sequence.knows_from(*num_received) else None
 
     def attach(self, sequence: Sequence, gateway: bytes, submit: Submit) -> None:
         """Go on with a sequence in another stream, which is told what its caller lacks; the old one is replaced."""
@@ -159,7 +142,7 @@ class Scheduler:
         self._orphans.let_go(sequence)
         self._rehome(sequence, gateway, submit.stream_id)
         sequence.deadline_s = submit.deadline_s
-        self._outputs.add_history(sequence, len(submit.token_ids) // 4)
+        self._outputs.add_history(sequence, len(submit.token_ids) // 4, submit.num_known_prompt_logprobs)
 
     def _rehome(self, sequence: Sequence, gateway: bytes, stream_id: int) -> None:
         if not sequence.is_over:
@@ -219,6 +202,7 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
+        self._waiting.charge(self._running.holding)
         while budget > 0 and (waiting := self._waiting.next(self.config.max_num_seqs, table.num_free)) is not None:
             if self._running.is_mostly_promised(waiting):
                 self._waiting.set_aside(waiting)
@@ -229,7 +213,7 @@ class Scheduler:
                 break
             self._waiting.take(waiting)
             if is_first_run:
-                self._waiting.backlog.leave(waiting.num_given_tokens, to_run=True)
+                self._waiting.backlog.leave(waiting.num_given_tokens, waiting.tenant, to_run=True)
                 self._outputs.add_start(waiting)
             budget = self._add_chunk(chunks, new_slot, budget)
         self._waiting.bring_back()
@@ -274,6 +258,9 @@ class Scheduler:
         if len(token_ids) != len(step.sampled) or len(output.nan_flags) != len(step.sampled):
             raise ValueError(f"result of step {output.step_id} has {len(token_ids)} tokens for {len(step.sampled)}")
         records = list(split_logprobs(step.sampled, output.logprobs)) if output.logprobs else []
+        prompt_records = (
+            list(split_prompt_logprobs(self._after(step), output.prompt_logprobs)) if output.prompt_logprobs else []
+        )
         self._in_flight.popleft()
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
@@ -282,6 +269,7 @@ class Scheduler:
         self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._waiting.quarantine:
             self._clear_suspects(step)
+        self._outputs.add_computed_logprobs(prompt_records)
         self._outputs.add_drawn_logprobs(records)
         self._append_tokens(step.sampled, token_ids)
         self._running.release_left()
@@ -301,9 +289,8 @@ class Scheduler:
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
         quarantine = self._waiting.quarantine
-        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-            sequence = self._running.table.sequences[slot]
-            if sequence is None or not quarantine.note_progress(sequence.request_id, num_computed):
+        for sequence, num_computed in self._after(step):
+            if not quarantine.note_progress(sequence.request_id, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
             self._waiting.sort()
@@ -336,8 +323,9 @@ class Scheduler:
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
         self._waiting.quarantine.leave(sequence.request_id)
+        self._waiting.note_end(sequence)
         if sequence.num_cached_tokens is None:
-            self._waiting.backlog.leave(sequence.num_given_tokens, to_run=False)
+            self._waiting.backlog.leave(sequence.num_given_tokens, sequence.tenant, to_run=False)
         if sequence.status is Status.RUNNING:
             self._running.leave(sequence, Status.ENDING)
         elif sequence.status is Status.PREEMPTING:
@@ -381,11 +369,15 @@ class Scheduler:
         for step in self._in_flight:
             if step.step_id in self._unsent:
                 continue
-            for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-                sequence = self._running.table.sequences[slot]
-                if sequence is not None:
-                    reaches[sequence.request_id] = num_computed
+            for sequence, num_computed in self._after(step):
+                reaches[sequence.request_id] = num_computed
         return reaches
+
+    def _after(self, step: StepInFlight) -> Iterator[tuple[Sequence, int]]:
+        """The step's sequences, and how many tokens of each are computed after it."""
+        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
+            if (sequence := self._running.table.sequences[slot]) is not None:
+                yield sequence, num_computed
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""

@@ -4,7 +4,7 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
-from pagewire.ipc.requests import Ended, EndReason, Sampling, logprob_record_bytes
+from pagewire.ipc.requests import Ended, EndReason, Sampling, Submit, logprob_record_bytes
 
 # In place of the gateway of a sequence that has none: no process ever draws this incarnation.
 NOBODY = b""
@@ -47,7 +47,10 @@ class Sequence:
     until it first draws, promised_hashes are those of the full blocks that it will then offer for sharing.
 
     If log probabilities are wanted, `logprobs` has a record for each token drawn here: for the last ones of token_ids,
-    from num_given_tokens on.
+    from num_given_tokens on. If the prompt's are wanted, `prompt_logprobs` has those of its tokens that follow one
+    computed here: all but the first num_given_prompt_logprobs, so far.
+
+    `service` is what its tenant was charged for it; see tenant_service.py.
     """
 
     gateway: bytes
@@ -75,6 +78,37 @@ class Sequence:
     logprobs: bytearray = field(default_factory=bytearray)
     is_over: bool = False
     ended: Ended | None = None
+    tenant: str = ""
+    service: int = 0
+    num_given_prompt_logprobs: int = 0
+    prompt_logprobs: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    def of(
+        cls, submit: Submit, gateway: bytes, arrival: int, max_total_tokens: int, eos_token_ids: frozenset[int]
+    ) -> "Sequence":
+        """What a request asks for; `max_total_tokens` is prompt plus output at most."""
+        stops = frozenset(submit.stop_token_ids)
+        token_ids = array("i")
+        token_ids.frombytes(submit.token_ids)
+        return cls(
+            gateway=gateway,
+            stream_id=submit.stream_id,
+            request_id=submit.request_id,
+            arrival=arrival,
+            token_ids=token_ids,
+            num_prompt_tokens=submit.num_prompt_tokens,
+            max_total_tokens=max_total_tokens,
+            min_total_tokens=submit.num_prompt_tokens + submit.min_tokens,
+            stop_token_ids=stops if submit.ignore_eos else stops | eos_token_ids,
+            sampling=submit.sampling,
+            priority=submit.priority,
+            cache_salt=submit.cache_salt,
+            deadline_s=submit.deadline_s,
+            num_given_tokens=len(token_ids),
+            tenant=submit.tenant,
+            num_given_prompt_logprobs=submit.num_known_prompt_logprobs,
+        )
 
     @property
     def order(self) -> tuple[int, int]:
@@ -86,16 +120,50 @@ class Sequence:
         """Whether it has all its tokens."""
         return self.ended is not None and self.ended.reason in (EndReason.STOP, EndReason.LENGTH)
 
-    def knows_from(self, index: int) -> bool:
-        """Whether it can tell all that there is or will be from token_ids[index] on."""
+    def knows_from(self, index: int, num_prompt_logprobs: int) -> bool:
+        """Whether it can tell all that there is or will be from token_ids[index] and after so many records of the
+        prompt on."""
         will_be_whole = not self.is_over or self.is_complete
-        return will_be_whole and (self.sampling.num_logprobs is None or index >= self.num_given_tokens)
+        knows_prompt = (
+            self.sampling.num_prompt_logprobs is None or num_prompt_logprobs >= self.num_given_prompt_logprobs
+        )
+        knows_output = self.sampling.num_logprobs is None or index >= self.num_given_tokens
+        return will_be_whole and knows_prompt and knows_output
 
     def logprobs_from(self, index: int) -> bytes:
         """The records of token_ids[index] and those after it, which it knows."""
         assert self.sampling.num_logprobs is not None
         record_bytes = logprob_record_bytes(self.sampling.num_logprobs)
         return bytes(self.logprobs[(index - self.num_given_tokens) * record_bytes :])
+
+    @property
+    def num_known_prompt_logprobs(self) -> int:
+        """Records of the prompt's tokens that came from the workers, or that the caller has."""
+        if self.sampling.num_prompt_logprobs is None:
+            return 0
+        return self.num_given_prompt_logprobs + len(self.prompt_logprobs) // self._prompt_record_bytes
+
+    def num_new_prompt_logprobs(self, num_computed: int) -> int:
+        """Records of the prompt's tokens that are news once so many of its tokens are computed."""
+        if self.sampling.num_prompt_logprobs is None:
+            return 0
+        return max(0, min(num_computed, self.num_prompt_tokens - 1) - self.num_known_prompt_logprobs)
+
+    def prompt_logprobs_from(self, index: int) -> bytes:
+        """All records of the prompt's tokens but the first so many, which it knows."""
+        return bytes(self.prompt_logprobs[(index - self.num_given_prompt_logprobs) * self._prompt_record_bytes :])
+
+    @property
+    def num_shareable_tokens(self) -> int:
+        """How many of its first tokens need not be computed if blocks are found that hold them: not those whose
+        logits are wanted, and never the last."""
+        if self.num_new_prompt_logprobs(self.num_prompt_tokens):
+            return self.num_known_prompt_logprobs
+        return len(self.token_ids) - 1
+
+    @property
+    def _prompt_record_bytes(self) -> int:
+        return logprob_record_bytes(self.sampling.num_prompt_logprobs or 0)
 
     def move_to(self, status: Status) -> None:
         """Change the status along the table of legal moves."""

@@ -33,6 +33,7 @@ class StepPlan:
                 min_tokens=min_tokens,
                 cache_salt=sequence.cache_salt,
                 end_token_ids=_to_bytes(sorted(sequence.stop_token_ids)) if min_tokens else b"",
+                num_known_prompt_logprobs=sequence.num_known_prompt_logprobs,
             )
         )
 

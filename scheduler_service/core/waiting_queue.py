@@ -1,4 +1,4 @@
-"""Sequences that wait for a slot, in the order in which they may have one."""
+"""Sequences that wait in one line, first come first."""
 
 import heapq
 
@@ -17,6 +17,10 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         """Queue a WAITING sequence; a preempted one comes back to its old place."""
         heapq.heappush(self._heap, (sequence.order, sequence))
+
+    def __len__(self) -> int:
+        """Sequences that wait."""
+        return len(self._heap) - self._num_over
 
     def peek(self) -> Sequence | None:
         """The next sequence, or None."""

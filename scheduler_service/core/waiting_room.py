@@ -1,7 +1,10 @@
 """Who waits for a slot, and who is next?"""
 
+from collections.abc import Callable, Iterable
+
 from scheduler_service.core.backlog import Backlog
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.fair_queue import FairQueue
 from scheduler_service.core.quarantine import Quarantine
 from scheduler_service.core.sequence import Sequence
 from scheduler_service.core.waiting_queue import WaitingQueue
@@ -21,7 +24,7 @@ class WaitingRoom:
     def __init__(self, config: SchedulerConfig) -> None:
         self.quarantine = Quarantine()
         self.backlog = Backlog(config)
-        self._queue = WaitingQueue()
+        self._queue = FairQueue()
         self._suspects = WaitingQueue()
         self._aside: list[Sequence] = []
 
@@ -39,7 +42,7 @@ class WaitingRoom:
 
     def set_aside(self, sequence: Sequence) -> None:
         """The one whose turn it was had better wait a little, and lets others pass. It keeps a slot for itself."""
-        self.take(sequence)
+        self._queue_of(sequence).pop()
         self._aside.append(sequence)
 
     def bring_back(self) -> None:
@@ -51,15 +54,30 @@ class WaitingRoom:
     def take(self, sequence: Sequence) -> None:
         """The one whose turn it was got a slot."""
         self._queue_of(sequence).pop()
+        self._queue.note_turn(sequence)
+
+    def charge(self, running: Callable[[], Iterable[Sequence]]) -> None:
+        """Count what these have been served so far, if it matters who is next."""
+        if self._queue.is_contended:
+            for sequence in running():
+                self._queue.charge(sequence)
+
+    def note_end(self, sequence: Sequence) -> None:
+        """A sequence ended, running or not."""
+        self._queue.charge(sequence)
 
     def note_over(self, sequence: Sequence) -> None:
         """A sequence ended while it waited."""
-        self._queue_of(sequence).note_over()
+        if self.quarantine.is_suspect(sequence.request_id):
+            self._suspects.note_over()
+        else:
+            self._queue.note_over(sequence)
 
     def sort(self) -> None:
         """Who is a suspect has changed: have every sequence wait where it belongs."""
         waiting = self.live()
-        self._queue, self._suspects = WaitingQueue(), WaitingQueue()
+        self._queue.clear()
+        self._suspects = WaitingQueue()
         for sequence in waiting:
             self.push(sequence)
 
@@ -67,5 +85,5 @@ class WaitingRoom:
         """All that wait, in no order."""
         return self._queue.live() + self._suspects.live()
 
-    def _queue_of(self, sequence: Sequence) -> WaitingQueue:
+    def _queue_of(self, sequence: Sequence) -> FairQueue | WaitingQueue:
         return self._suspects if self.quarantine.is_suspect(sequence.request_id) else self._queue

@@ -8,7 +8,7 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
-from scheduler_service.gateway.choices import check_num_choices, choice_of, received_by_choice
+from scheduler_service.gateway.choices import check_num_choices, check_queue_can_hold, choice_of, received_by_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.prompts import PromptReader
@@ -41,10 +41,7 @@ async def to_generations(
     is_resumed = request.HasField("resume")
     stopping, output = request.stopping, request.output
     request_id = validation.check_request_id(request)
-    num_logprobs = validation.check_num_logprobs(output, model.vocab_size)
-    sampling = validation.check_sampling(
-        request.sampling, num_logprobs, model.vocab_size, request.resume.seed if is_resumed else None
-    )
+    sampling = validation.check_sampling(request, model.vocab_size, request.resume.seed if is_resumed else None)
     num_choices = check_num_choices(request.sampling)
     received = received_by_choice(request.resume, num_choices, model.vocab_size)
     sent = sent or [NOTHING_SENT] * num_choices
@@ -53,6 +50,8 @@ async def to_generations(
     priority = validation.check_priority(request.priority)
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
+    validation.check_received_of_prompt(request, len(prompt_ids), num_choices)
+    check_queue_can_hold(num_choices, len(prompt_ids), limits)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
     if max(*map(len, received), *(choice.num_tokens for choice in sent)) > max_tokens:
         raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")
@@ -76,8 +75,23 @@ async def to_generations(
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
         sent=sent[0],
+        num_received_prompt_logprobs=request.resume.num_received_prompt_logprobs,
+        echo=await _echo(request, prompt_ids, prompts) if output.echo else None,
     )
-    return [first, *(choice_of(first, index, received[index], sent[index]) for index in range(1, num_choices))]
+    num_echoes = request.resume.num_received_echoes
+    return [
+        choice_of(first, index, received[index], sent[index], is_echoed=index < num_echoes)
+        for index in range(num_choices)
+    ]
+
+
+async def _echo(request: generate_pb2.GenerateRequest, prompt_ids: Sequence[int], prompts: PromptReader) -> str:
+    """The prompt's text: as it was sent, or that of its tokens."""
+    if request.WhichOneof("prompt") == "text" and not request.HasField("truncate_prompt_tokens"):
+        return request.text
+    output = request.output
+    skip = output.skip_special_tokens if output.HasField("skip_special_tokens") else True
+    return await prompts.read_token_ids(prompt_ids, skip_special_tokens=skip)
 
 
 async def _prompt_ids(request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo) -> Sequence[int]:

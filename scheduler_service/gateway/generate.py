@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from pagewire.v1 import generate_pb2
@@ -97,6 +97,8 @@ class Generator:
             for stream in streams:
                 await stream.accepted()
             await write(_accepted(generations[0], self._model.name))
+            for response in _echoes(generations):
+                await write(response)
             finished = _finished(streams, await _relay_all(streams, write))
             await write(generate_pb2.GenerateResponse(finished=finished))
             outcome = generate_pb2.FinishReason.Name(finished.reason)
@@ -136,9 +138,14 @@ async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
 
 async def _relay(stream: Stream, index: int, write: Write) -> Finish:
     """Write what one stream gives, as the output of this choice, until it ends."""
-    sends_text, num_logprobs = stream.generation.sends_text, stream.generation.sampling.num_logprobs
+    sends_text, sampling = stream.generation.sends_text, stream.generation.sampling
+    num_logprobs = sampling.num_logprobs
     while True:
         output = await stream.next()
+        if output.prompt_ids:
+            entries = to_protos(output.prompt_ids, output.prompt_logprobs, sampling.num_prompt_logprobs or 0)
+            prompt = generate_pb2.Delta(index=index, prompt_logprobs=entries)
+            await write(generate_pb2.GenerateResponse(delta=prompt))
         if output.token_ids or output.text:
             text = output.text if sends_text else ""
             delta = generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text)
@@ -158,6 +165,15 @@ def _accepted(generation: Generation, model_name: str) -> generate_pb2.GenerateR
             model=model_name,
         )
     )
+
+
+def _echoes(generations: Sequence[Generation]) -> Iterator[generate_pb2.GenerateResponse]:
+    """The prompt at the head of each choice, where it is wanted and was not received before."""
+    for index, generation in enumerate(generations):
+        if generation.echo is not None:
+            text = generation.echo if generation.sends_text else ""
+            delta = generate_pb2.Delta(index=index, text=text, prompt_token_ids=generation.prompt_ids)
+            yield generate_pb2.GenerateResponse(delta=delta)
 
 
 def _finished(streams: Sequence[Stream], finishes: Sequence[Finish]) -> generate_pb2.Finished:

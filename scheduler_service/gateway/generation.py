@@ -22,6 +22,8 @@ class Generation:
     earlier stream, whose sequence may still live.
     `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the model's when they are
     ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
+    `num_received_prompt_logprobs`: so many the caller has already. `echo`: the prompt's text, if it is to be repeated.
+    `tenant`: whose request it is.
     """
 
     request_id: str
@@ -43,15 +45,27 @@ class Generation:
     is_final_only: bool
     is_resumed: bool = False
     sent: SentTokens = NOTHING_SENT
+    num_received_prompt_logprobs: int = 0
+    echo: str | None = None
+    tenant: str = ""
 
-    def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool, was_accepted: bool) -> Submit:
+    def to_submit(
+        self,
+        stream_id: int,
+        output_ids: "array[int]",
+        *,
+        resumes: bool,
+        was_accepted: bool,
+        num_prompt_logprobs: int = 0,
+    ) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.
 
         Args:
             stream_id: names the stream.
             output_ids: int32.
             resumes: go on with the request's sequence if it still lives.
-            was_accepted: an earlier scheduler took it.
+            was_accepted: a scheduler took it.
+            num_prompt_logprobs: so many of the prompt's are there already.
         """
         return Submit(
             stream_id=stream_id,
@@ -67,5 +81,7 @@ class Generation:
             cache_salt=self.cache_salt,
             deadline_s=self.deadline_s,
             resumes=resumes,
-            was_accepted=was_accepted or self.is_resumed,
+            was_accepted=was_accepted,
+            num_known_prompt_logprobs=num_prompt_logprobs,
+            tenant=self.tenant,
         )

@@ -113,7 +113,7 @@ class SchedulerClient:
         """
         self.ready_engine()
         stream = Stream(self._new_stream_id(), generation, self._tokenizer)
-        if not stream.is_finished and not self._submit(stream, resumes=generation.is_resumed):
+        if not stream.is_finished and not self._submit(stream):
             raise EngineUnavailableError("the scheduler does not take requests now")
         return stream
 
@@ -229,6 +229,10 @@ class SchedulerClient:
         for started in step.started:
             if (stream := streams.get(started.stream_id)) is not None:
                 stream.start(started.num_cached_tokens)
+        for stream_id, records in step.prompt_logprobs.items():
+            if (stream := streams.get(stream_id)) is not None:
+                stream.push_prompt_logprobs(records)
+                touched[stream] = None
         for stream_id, token_id in zip(stream_ids, token_ids, strict=True):
             # Streams that were aborted still get the tokens that were on their way.
             if (stream := streams.get(stream_id)) is not None:
@@ -304,7 +308,7 @@ class SchedulerClient:
         streams = self._waiting.all()
         for stream in streams:
             stream.stream_id = self._new_stream_id()
-            if not self._submit(stream, resumes=False):
+            if not self._submit(stream):
                 break
             self._waiting.discard(stream)
         logger.info("streams resubmitted num_streams=%d of=%d", len(streams) - len(self._waiting), len(streams))
@@ -325,8 +329,8 @@ class SchedulerClient:
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
         return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
 
-    def _submit(self, stream: Stream, *, resumes: bool) -> bool:
-        if not self._send(stream.to_submit(resumes=resumes), self.scheduler_incarnation or ANY):
+    def _submit(self, stream: Stream) -> bool:
+        if not self._send(stream.to_submit(), self.scheduler_incarnation or ANY):
             return False
         self._streams[stream.stream_id] = stream
         return True

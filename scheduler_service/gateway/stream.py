@@ -8,7 +8,7 @@ stream ends: with them its request can be submitted to another scheduler.
 
 import asyncio
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pagewire.ipc.requests import Ended, EndReason, Submit, logprob_record_bytes
 from scheduler_service.gateway.exceptions import (
@@ -19,6 +19,7 @@ from scheduler_service.gateway.exceptions import (
 )
 from scheduler_service.gateway.generation import Generation, int32_array
 from scheduler_service.gateway.output_text import OutputText
+from scheduler_service.gateway.prompt_logprobs import PromptLogprobs
 from scheduler_service.gateway.sent_tokens import NOTHING_SENT, SentTokens
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 
@@ -40,12 +41,14 @@ class Finish:
 @dataclass(slots=True)
 class Output:
     """News of a stream: tokens, their text, the records of their log probabilities if they are wanted, and in the last
-    one how the stream ended."""
+    one how the stream ended. Or, before those, prompt tokens with their records."""
 
     token_ids: "array[int]"
     text: str
     logprobs: bytes
     finish: Finish | None
+    prompt_ids: "array[int]" = field(default_factory=int32_array)
+    prompt_logprobs: bytes = b""
 
 
 class Stream:
@@ -71,6 +74,7 @@ class Stream:
         self._logprobs = bytearray()
         num_logprobs = generation.sampling.num_logprobs
         self._record_bytes = 0 if num_logprobs is None else logprob_record_bytes(num_logprobs)
+        self._prompt_logprobs = PromptLogprobs(generation)
         self._num_cached_tokens: int | None = None
         self._decoded_text: list[str] = []
         self._ended: Ended | None = None
@@ -99,6 +103,10 @@ class Stream:
     def push_logprobs(self, records: bytes) -> None:
         """The log probabilities of tokens that arrived; see pagewire.ipc.requests."""
         self._logprobs += records
+
+    def push_prompt_logprobs(self, records: bytes) -> None:
+        """The log probabilities of further prompt tokens arrived."""
+        self._prompt_logprobs.push(records)
 
     def end(self, ended: Ended) -> None:
         """No token follows those that arrived."""
@@ -130,10 +138,15 @@ class Stream:
         """When the caller wants no more, in Unix time."""
         return self.generation.deadline_s
 
-    def to_submit(self, *, resumes: bool) -> Submit:
-        """The message that makes a scheduler run what is left of this request; `resumes`: its sequence may live."""
+    def to_submit(self) -> Submit:
+        """The message that makes a scheduler run what is left of this request."""
+        resumes = self.generation.is_resumed and not self._is_accepted
         return self.generation.to_submit(
-            self.stream_id, self._token_ids, resumes=resumes, was_accepted=self._is_accepted
+            self.stream_id,
+            self._token_ids,
+            resumes=resumes,
+            was_accepted=self._is_accepted,
+            num_prompt_logprobs=self._prompt_logprobs.num_known,
         )
 
     # ---- what the caller gets -------------------------------------------------------------------------------------
@@ -170,10 +183,12 @@ class Stream:
     @property
     def _has_news(self) -> bool:
         num_sent = max(self._num_given, self.generation.sent.num_tokens)
-        has_output = len(self._token_ids) > num_sent and not self.generation.is_final_only
-        return has_output or self.is_finished
+        has_output = len(self._token_ids) > num_sent or bool(self._prompt_logprobs)
+        return (has_output and not self.generation.is_final_only) or self.is_finished
 
     def _take(self) -> Output:
+        if self._prompt_logprobs:
+            return Output(int32_array(), "", b"", None, *self._prompt_logprobs.take())
         if self._finish is None:
             self._decode(_MAX_TOKENS_PER_OUTPUT)
         token_ids = self._token_ids[self._num_given : self.num_output_tokens]

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
+from typing import Literal
 
 from pagewire.ipc.requests import Penalties, Sampling
 from pagewire.v1 import generate_pb2
@@ -28,10 +29,7 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
         InvalidArgumentError: such a field is out of its range, too.
         NotServedError: it is not.
     """
-    output = request.output
     asked_for = {
-        "output.prompt_logprobs": output.HasField("prompt_logprobs"),
-        "output.echo": output.echo,
         "constraint": request.HasField("constraint"),
         "adapter": bool(request.adapter),
     }
@@ -40,14 +38,13 @@ def check_served(request: generate_pb2.GenerateRequest) -> None:
             raise NotServedError(field)
 
 
-def check_sampling(
-    params: generate_pb2.SamplingParams, num_logprobs: int | None, vocab_size: int, resumed_seed: int | None
-) -> Sampling:
+def check_sampling(request: generate_pb2.GenerateRequest, vocab_size: int, resumed_seed: int | None) -> Sampling:
     """Fill in defaults and check ranges; a missing seed is drawn now.
 
     Raises:
         InvalidArgumentError: a value is out of its range or not a number.
     """
+    params = request.sampling
     temperature = params.temperature if params.HasField("temperature") else 1.0
     if not 0.0 <= temperature <= _MAX_TEMPERATURE:
         raise InvalidArgumentError("sampling.temperature", f"is {temperature:g}, must be 0 to {_MAX_TEMPERATURE:g}")
@@ -58,7 +55,14 @@ def check_sampling(
         raise InvalidArgumentError("sampling.min_p", f"is {params.min_p:g}, must be 0 to 1")
     top_k = params.top_k if params.top_k < vocab_size else 0
     return Sampling(
-        temperature, top_k, top_p, params.min_p, _seed(params, resumed_seed), _check_penalties(params), num_logprobs
+        temperature,
+        top_k,
+        top_p,
+        params.min_p,
+        _seed(params, resumed_seed),
+        _check_penalties(params),
+        num_logprobs=check_num_logprobs(request.output, "logprobs", vocab_size),
+        num_prompt_logprobs=check_num_logprobs(request.output, "prompt_logprobs", vocab_size),
     )
 
 
@@ -145,17 +149,42 @@ def check_request_id(request: generate_pb2.GenerateRequest) -> str:
     return request_id
 
 
-def check_num_logprobs(output: generate_pb2.OutputOptions, vocab_size: int) -> int | None:
+def check_num_logprobs(
+    output: generate_pb2.OutputOptions, field: Literal["logprobs", "prompt_logprobs"], vocab_size: int
+) -> int | None:
     """How many alternatives come with each token's log probability; None if none is wanted.
 
+    Args:
+        field: whether of output or prompt tokens.
     Raises:
         InvalidArgumentError: they are too many.
     """
-    if not output.HasField("logprobs"):
+    if not output.HasField(field):
         return None
-    if output.logprobs > _MAX_LOGPROBS:
-        raise InvalidArgumentError("output.logprobs", f"is {output.logprobs}, must be 0 to {_MAX_LOGPROBS}")
-    return min(output.logprobs, vocab_size)
+    num_logprobs: int = getattr(output, field)
+    if num_logprobs > _MAX_LOGPROBS:
+        raise InvalidArgumentError(f"output.{field}", f"is {num_logprobs}, must be 0 to {_MAX_LOGPROBS}")
+    return min(num_logprobs, vocab_size)
+
+
+def check_received_of_prompt(request: generate_pb2.GenerateRequest, num_prompt_tokens: int, num_choices: int) -> None:
+    """Check how much of the prompt itself the caller says to have received.
+
+    Raises:
+        InvalidArgumentError: it is more than there is, or was not asked for.
+    """
+    resume, output = request.resume, request.output
+    most = num_prompt_tokens - 1 if output.HasField("prompt_logprobs") else 0
+    if resume.num_received_prompt_logprobs > most:
+        raise InvalidArgumentError(
+            "resume.num_received_prompt_logprobs",
+            f"is {resume.num_received_prompt_logprobs}, and this request has {most} in all",
+        )
+    most = num_choices if output.echo else 0
+    if resume.num_received_echoes > most:
+        raise InvalidArgumentError(
+            "resume.num_received_echoes", f"is {resume.num_received_echoes}, and this request has {most} in all"
+        )
 
 
 def _check_penalties(params: generate_pb2.SamplingParams) -> Penalties | None:

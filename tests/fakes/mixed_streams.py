@@ -33,6 +33,9 @@ def run_streams(
         for choice in stream.completion.choices:
             with_logprobs = [logprobs.token_id for logprobs in choice.logprobs]
             assert with_logprobs == ([] if params.logprobs is None else list(choice.token_ids))
+        prompt_ids = GOLDEN[number]["prompt_ids"][:_MAX_PROMPT_TOKENS]
+        of_prompt = [logprobs.token_id for logprobs in stream.completion.prompt_logprobs]
+        assert of_prompt == ([] if params.prompt_logprobs is None else prompt_ids[1:])
         return stream.completion
 
     with ThreadPoolExecutor(_NUM_STREAMS) as threads:
@@ -54,4 +57,6 @@ def _params(number: int) -> SamplingParams:
         repetition_penalty=repetition,
         logprobs=number % 5 if number % 2 == 0 else None,
         n=2 if number % 8 == 6 else None,
+        prompt_logprobs=number % 3 if number % 4 < 2 else None,
+        echo=number % 8 in (5, 6),
     )

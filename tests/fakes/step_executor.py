@@ -49,6 +49,9 @@ class Slot:
     num_computed: int
     block_ids: list[int]
     num_logprobs: int | None
+    num_prompt: int
+    num_prompt_logprobs: int | None
+    num_prompt_records: int
 
 
 @dataclass
@@ -94,11 +97,12 @@ class StepExecutor:
         batch = self.queue.popleft()
         self._writes.popleft()
         self._apply_diff(batch)
-        tokens, flags, records = [], [], []
+        tokens, flags, records, prompt_records = [], [], [], []
         counts = _ints(batch.num_tokens)
         for slot_id, count, sampled in zip(_ints(batch.slots), counts, batch.sampled, strict=True):
             slot = self.slots[slot_id]
             self._compute(slot, count)
+            prompt_records += self._prompt_records(slot, count)
             assert bool(sampled) == (slot.num_computed == len(slot.token_ids))
             if sampled:
                 read_back = [self._read(slot, position) for position in range(slot.num_computed)]
@@ -108,7 +112,18 @@ class StepExecutor:
                 flags.append(int(is_ill or (self.nan_after is not None and len(read_back) >= self.nan_after)))
                 records.append(logprob_record(slot.token_ids, slot.num_logprobs))
                 slot.token_ids.append(tokens[-1])
-        return StepOutput(batch.step_id, np.array(tokens, dtype=np.int32).tobytes(), bytes(flags), b"".join(records))
+        token_ids = np.array(tokens, dtype=np.int32).tobytes()
+        return StepOutput(batch.step_id, token_ids, bytes(flags), b"".join(records), b"".join(prompt_records))
+
+    def _prompt_records(self, slot: Slot, count: int) -> list[bytes]:
+        """The records of the prompt tokens that follow those which were computed last, if they are news."""
+        end = min(slot.num_computed, slot.num_prompt - 1)
+        if slot.num_prompt_logprobs is None or slot.num_prompt_records >= end:
+            return []
+        assert slot.num_computed - count <= slot.num_prompt_records, "a row whose logits are wanted was not computed"
+        news = range(slot.num_prompt_records + 1, end + 1)
+        slot.num_prompt_records = end
+        return [logprob_record(slot.token_ids[:index], slot.num_prompt_logprobs) for index in news]
 
     def _apply_diff(self, batch: StepBatch) -> None:
         for slot in _ints(batch.removed):
@@ -118,7 +133,15 @@ class StepExecutor:
             token_ids = _ints(added.token_ids)
             assert added.num_computed_tokens <= self._num_well(token_ids), "a block that holds NaN was shared"
             blocks, num_logprobs = _ints(added.block_ids), added.sampling.num_logprobs
-            self.slots[added.slot] = Slot(token_ids, added.num_computed_tokens, blocks, num_logprobs)
+            self.slots[added.slot] = Slot(
+                token_ids,
+                added.num_computed_tokens,
+                blocks,
+                num_logprobs,
+                added.num_prompt_tokens,
+                added.sampling.num_prompt_logprobs,
+                added.num_known_prompt_logprobs,
+            )
         for slot, block in zip(_ints(batch.block_slots), _ints(batch.block_ids), strict=True):
             self.slots[slot].block_ids.append(block)
 

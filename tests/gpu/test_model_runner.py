@@ -13,7 +13,7 @@ from pagewire.ipc.requests import Sampling
 from tests.fakes.bare_scheduler import GREEDY
 from tests.unit.gpu_worker.launched_steps import run_prompts
 from tests.unit.gpu_worker.model_harness import random_model
-from tests.unit.gpu_worker.shaped_cases import MIXED, check_records, complete
+from tests.unit.gpu_worker.shaped_cases import MIXED, check_records, complete, predict
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
@@ -160,3 +160,17 @@ def test_penalties_and_logprobs_are_those_of_transformers(checkpoint: Checkpoint
         expected = complete(checkpoint.model, prompt, 24, sampling)
         assert harness.tokens[stream] == expected.token_ids
         check_records(harness.logprobs[stream], sampling.num_logprobs, expected)
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+@pytest.mark.parametrize("chunk", [32, 512])
+def test_logprobs_of_prompts_are_those_of_transformers(checkpoint: Checkpoint, enforce_eager: bool, chunk: int) -> None:
+    prompts = checkpoint.prompts[:12]
+    counts = [None if index % 4 == 3 else index for index in range(len(prompts))]
+    samplings = [Sampling(0.0, 0, 1.0, 0.0, 0, None, 1, None, count) for count in counts]
+    harness = run_prompts(
+        checkpoint.folder, prompts, 8, samplings, 2000, 16, chunk, device="cuda", enforce_eager=enforce_eager
+    )
+    for stream, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
+        assert harness.tokens[stream] == checkpoint.greedy[stream][:8]
+        check_records(harness.prompt_logprobs[stream], count, predict(checkpoint.model, prompt))

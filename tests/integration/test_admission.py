@@ -61,7 +61,7 @@ def test_a_full_queue_refuses_at_once_and_says_why(client, service):
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error.details.reason == "ENGINE_OVERLOADED"
         assert 0 < error.details.retry_delay_s <= 60
-        assert error.message == "the queue is full: 2 requests wait, and as many may"
+        assert error.message == "the queue is full: 2 requests wait, and 2 may"
     patient = RetryPolicy(max_attempts=100)
     with ExitStack() as stack, Client(service.addresses[0], retry=patient) as other:
         short = dataclasses.replace(LONG, max_tokens=60)

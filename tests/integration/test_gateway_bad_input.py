@@ -86,9 +86,9 @@ def test_prompt_over_the_limit_names_limit_and_length(gateway: GatewayProcess) -
 
 
 def test_field_that_is_not_served_is_named(gateway: GatewayProcess) -> None:
-    error = fail(generate(gateway, text="x", output={"echo": True}))
+    error = fail(generate(gateway, text="x", adapter="a"))
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert status_detail(error, error_details_pb2.ErrorInfo).metadata["field"] == "output.echo"
+    assert status_detail(error, error_details_pb2.ErrorInfo).metadata["field"] == "adapter"
 
 
 def test_callers_template_is_refused(gateway: GatewayProcess) -> None:

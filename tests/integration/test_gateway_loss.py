@@ -48,6 +48,7 @@ def test_sixteen_streams_outlive_one_of_two_gateways(service, client):
     gateway = children(service, "scheduler_service.gateway")[0]
     completions = run_streams(client, (3,), gateway.kill)
     assert [completion.choices for completion in completions] == [wanted.choices for wanted in expected]
+    assert [c.prompt_logprobs for c in completions] == [wanted.prompt_logprobs for wanted in expected]
     assert [c.usage.num_output_tokens for c in completions] == [c.usage.num_output_tokens for c in expected]
 
 

@@ -40,6 +40,7 @@ def test_sixteen_streams_outlive_two_schedulers(service, client):
         assert completion.token_ids == wanted.token_ids
         assert completion.text == wanted.text
         assert completion.choices == wanted.choices
+        assert completion.prompt_logprobs == wanted.prompt_logprobs
         assert completion.usage.num_prompt_tokens == wanted.usage.num_prompt_tokens
         assert completion.usage.num_output_tokens == wanted.usage.num_output_tokens
     assert {completion.choices[0].matched for completion in completions} > {None}
@@ -84,6 +85,7 @@ def test_sixteen_streams_outlive_the_worker_with_all_their_log_probabilities(ser
     expected = run_streams(client)
     completions = run_streams(client, (5,), lambda: child(service, "gpu_worker").kill())
     assert [completion.choices for completion in completions] == [wanted.choices for wanted in expected]
+    assert [c.prompt_logprobs for c in completions] == [wanted.prompt_logprobs for wanted in expected]
 
 
 def test_processes_left_are_those_that_should_be(service):

@@ -8,6 +8,7 @@ Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `
 
 Log probabilities travel as one record per token, of `logprob_record_bytes`: rank (int32; 1 is the most likely) and log
 probability (float32) of the token, then token id (int32) and log probability of each alternative, most likely first.
+Those of a prompt begin with its second token: nothing predicts the first.
 """
 
 import enum
@@ -51,7 +52,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How the next token is chosen, and what is told about the choice. Ranges are checked by the gateway.
 
     temperature 0 means greedy; top_k 0 means all; top_p 1 and min_p 0 mean off. `num_logprobs`: each token comes with
-    its log probability and those of so many alternatives; None: without any.
+    its log probability and those of so many alternatives; None: without any. `num_prompt_logprobs`: the same for the
+    tokens of the prompt.
     """
 
     temperature: float
@@ -62,6 +64,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, gc=False):
     penalties: Penalties | None = None
     num_logprobs: int | None = None
     rules: TokenRules | None = None
+    num_prompt_logprobs: int | None = None
 
 
 def logprob_record_bytes(num_logprobs: int) -> int:
@@ -74,8 +77,10 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
 
     `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
     `max_tokens` counts output tokens, those included. `deadline_s` is Unix time. `resumes`: a sequence of this
-    request id that still lives is continued, from whichever stream it belongs to. `was_accepted`: it was taken before,
-    by this scheduler or another, and is not refused for want of room.
+    request id that still lives is continued, from whichever stream it belongs to; if there is none, there is only the
+    caller's word that the request was accepted before. `was_accepted`: the gateway knows that it was, by this scheduler
+    or another, and it is not refused for want of room. `num_known_prompt_logprobs`: the caller has the first so many
+    records of the prompt's tokens. `tenant`: whose request it is; those who wait are served fairly.
     """
 
     stream_id: int
@@ -92,6 +97,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     deadline_s: float | None
     resumes: bool = False
     was_accepted: bool = False
+    num_known_prompt_logprobs: int = 0
+    tenant: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -125,13 +132,15 @@ class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Limits that requests are checked against."""
+    """Limits that requests are checked against. Those of the queue are None where they are not known."""
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
     num_blocks: int
+    max_waiting_requests: int | None = None
+    max_waiting_tokens: int | None = None
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -208,7 +217,8 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     """All news for one gateway: some streams were accepted, some started, stream_ids[i] produced token_ids[i], and some
     ended.
 
-    `logprobs`: for each stream that wants them, by its id, the records of its tokens in this message.
+    `logprobs`: for each stream that wants them, by its id, the records of its tokens in this message;
+    `prompt_logprobs`: the next records of its prompt's tokens, all of which come before or with its first token.
     """
 
     stream_ids: bytes
@@ -217,6 +227,7 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     started: list[Started] = []
     logprobs: dict[int, bytes] = {}
     accepted: bytes = b""
+    prompt_logprobs: dict[int, bytes] = {}
 
 
 SchedulerMessage = EngineStatus | Rejected | StepTokens

@@ -69,13 +69,16 @@ class StepOutput(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
     """Result of one step: one token per sampled slot, in the order of StepBatch.slots.
 
     `nan_flags[i]` is 1 where the i-th sampled slot's logits were not finite; its token means nothing. `logprobs`: the
-    records (see pagewire.ipc.requests) of those tokens whose sequences want them, in the same order.
+    records (see pagewire.ipc.requests) of those tokens whose sequences want them, in the same order. `prompt_logprobs`:
+    the records of prompt tokens, of all slots that want them in the order of StepBatch.slots: of the tokens that follow
+    those which the step computed, as far as they are the prompt's and their records were not known before.
     """
 
     step_id: int
     token_ids: bytes
     nan_flags: bytes
     logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
 
 
 WorkerMessage = WorkerHello | WorkerProgress | WorkerLoaded | WorkerReady | WorkerFailed | StepOutput
@@ -109,7 +112,9 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `token_ids` are all its tokens, prompt then output; `num_computed_tokens` of them are already in its blocks
     (prefix cache). `block_ids` is its block table so far. The random number of output position i depends on
     (sampling.seed, i), i counted from the end of the prompt. None of `end_token_ids` is drawn among the first
-    `min_tokens` output tokens. `cache_salt` is that of the request, for LeftSequence.
+    `min_tokens` output tokens. `cache_salt` is that of the request, for LeftSequence. If records of prompt tokens are
+    wanted, the first `num_known_prompt_logprobs` are not wanted again; if more are, that is at least
+    `num_computed_tokens`.
     """
 
     slot: int
@@ -122,6 +127,7 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     min_tokens: int = 0
     end_token_ids: bytes = b""
     cache_salt: str = ""
+    num_known_prompt_logprobs: int = 0
 
 
 class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):

@@ -31,7 +31,7 @@ class _OutputKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     OUTPUT_KIND_DELTA: _OutputKind.ValueType  # 1
     """Deltas come as output is made."""
     OUTPUT_KIND_FINAL_ONLY: _OutputKind.ValueType  # 2
-    """All Deltas come once the completion has ended, as few as the size of a message allows. For callers who do not show
+    """All Deltas but echoes come once the completion has ended, as few as message sizes allow. For callers who do not show
     output while it is made: it costs gateway and caller far less.
     """
 
@@ -43,7 +43,7 @@ OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
 OUTPUT_KIND_DELTA: OutputKind.ValueType  # 1
 """Deltas come as output is made."""
 OUTPUT_KIND_FINAL_ONLY: OutputKind.ValueType  # 2
-"""All Deltas come once the completion has ended, as few as the size of a message allows. For callers who do not show
+"""All Deltas but echoes come once the completion has ended, as few as message sizes allow. For callers who do not show
 output while it is made: it costs gateway and caller far less.
 """
 global___OutputKind = OutputKind
@@ -452,13 +452,15 @@ class OutputOptions(google.protobuf.message.Message):
     the model's own logits, before penalties, temperature and filters. Default: no log probabilities; range 0 to 20.
     """
     prompt_logprobs: builtins.int
-    """The same for prompt tokens."""
+    """The same for prompt tokens, from the second on; with n above 1 they come with choice 0. The whole prompt is computed
+    for them: nothing is read from the prefix cache. Default: none; range 0 to 20.
+    """
     skip_special_tokens: builtins.bool
     """Leaves special tokens out of the text. Default: true."""
     token_ids_only: builtins.bool
     """Sends token ids without text. Default: false."""
     echo: builtins.bool
-    """Repeats the prompt at the head of the output. Default: false."""
+    """Repeats the prompt at the head of the output: the first Delta of each choice is the prompt. Default: false."""
     kind: global___OutputKind.ValueType
     """When output is sent. Default: as it is made."""
     def __init__(
@@ -554,10 +556,16 @@ class Resume(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     RECEIVED_TOKEN_IDS_FIELD_NUMBER: builtins.int
     CHOICES_FIELD_NUMBER: builtins.int
+    NUM_RECEIVED_PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
+    NUM_RECEIVED_ECHOES_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Accepted.request_id of the original stream."""
     seed: builtins.int
     """Accepted.seed of the original stream."""
+    num_received_prompt_logprobs: builtins.int
+    """Number of all Delta.prompt_logprobs received so far."""
+    num_received_echoes: builtins.int
+    """Number of Deltas with prompt_token_ids received so far."""
     @property
     def received_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All token ids received so far, in order."""
@@ -573,8 +581,10 @@ class Resume(google.protobuf.message.Message):
         seed: builtins.int = ...,
         received_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         choices: collections.abc.Iterable[global___ReceivedChoice] | None = ...,
+        num_received_prompt_logprobs: builtins.int = ...,
+        num_received_echoes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["choices", b"choices", "received_token_ids", b"received_token_ids", "request_id", b"request_id", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["choices", b"choices", "num_received_echoes", b"num_received_echoes", "num_received_prompt_logprobs", b"num_received_prompt_logprobs", "received_token_ids", b"received_token_ids", "request_id", b"request_id", "seed", b"seed"]) -> None: ...
 
 global___Resume = Resume
 
@@ -679,6 +689,8 @@ class Delta(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     TEXT_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Which of the n completions. Default 0."""
     text: builtins.str
@@ -691,6 +703,16 @@ class Delta(google.protobuf.message.Message):
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenLogprobs]:
         """One entry per new token if log probabilities were asked for."""
 
+    @property
+    def prompt_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenLogprobs]:
+        """One entry per prompt token, in order, if they were asked for. The first token has none: nothing predicts it. They
+        come in Deltas of choice 0 that carry nothing else, before its first token.
+        """
+
+    @property
+    def prompt_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The prompt, if echo was asked for, in the first Delta of each choice: its text is that of the prompt."""
+
     def __init__(
         self,
         *,
@@ -698,14 +720,16 @@ class Delta(google.protobuf.message.Message):
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         text: builtins.str = ...,
         logprobs: collections.abc.Iterable[global___TokenLogprobs] | None = ...,
+        prompt_logprobs: collections.abc.Iterable[global___TokenLogprobs] | None = ...,
+        prompt_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
 
 global___Delta = Delta
 
 @typing.final
 class TokenLogprobs(google.protobuf.message.Message):
-    """Log probability of one produced token and of its alternatives."""
+    """Log probability of one token and of its alternatives."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -714,7 +738,7 @@ class TokenLogprobs(google.protobuf.message.Message):
     RANK_FIELD_NUMBER: builtins.int
     TOP_FIELD_NUMBER: builtins.int
     token_id: builtins.int
-    """The produced token."""
+    """The token."""
     logprob: builtins.float
     """Natural logarithm of its probability."""
     rank: builtins.int

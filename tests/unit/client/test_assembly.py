@@ -32,3 +32,24 @@ def test_each_choice_goes_on_after_its_own_tokens() -> None:
     assert again is not None
     assert {choice.index: list(choice.received_token_ids) for choice in again.resume.choices} == {0: [3, 4], 1: [9, 8]}
     assert not again.resume.received_token_ids
+
+
+def test_what_came_of_the_prompt_is_counted() -> None:
+    entries = [generate_pb2.TokenLogprobs(token_id=token_id, logprob=-1.0, rank=2) for token_id in (5, 6)]
+    assembly = broken()
+    echo = generate_pb2.Delta(text="the prompt", prompt_token_ids=[4, 5, 6])
+    for delta in (
+        echo,
+        generate_pb2.Delta(prompt_logprobs=entries[:1]),
+        generate_pb2.Delta(prompt_logprobs=entries[1:]),
+    ):
+        assembly.add(generate_pb2.GenerateResponse(delta=delta))
+    assembly.add(generate_pb2.GenerateResponse(delta=generate_pb2.Delta(token_ids=[7], text=" ends")))
+    again = assembly.continuing(generate_pb2.GenerateRequest())
+    assert again is not None
+    assert (again.resume.num_received_prompt_logprobs, again.resume.num_received_echoes) == (2, 1)
+    assert list(again.resume.received_token_ids) == [7]
+    assembly.add(generate_pb2.GenerateResponse(finished=generate_pb2.Finished()))
+    assert assembly.completion is not None
+    assert [entry.token_id for entry in assembly.completion.prompt_logprobs] == [5, 6]
+    assert (assembly.completion.text, assembly.completion.token_ids) == ("the prompt ends", (7,))

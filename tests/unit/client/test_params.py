@@ -50,7 +50,7 @@ def test_every_field_of_the_request_can_be_set():
             "cache_salt": "s",
             "request_id": "r",
             "add_special_tokens": False,
-            "resume": Resume("r0", 5, [1, 2], {1: [3]}),
+            "resume": Resume("r0", 5, [1, 2], {1: [3]}, 4, 1),
         },
     )
     unset = {field.name for field in request.DESCRIPTOR.fields} - {field.name for field, _ in request.ListFields()}

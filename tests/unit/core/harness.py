@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 from msgspec import structs
 
-from pagewire.ipc.requests import Ended, StepTokens, Submit
+from pagewire.ipc.requests import Ended, StepTokens, Submit, logprob_record_bytes
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.orphans import check_resume
@@ -26,6 +26,7 @@ class Harness:
         self.worker = StepExecutor(self.config.block_size, num_blocks)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, bytes] = defaultdict(bytes)
+        self.prompt_logprobs: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: dict[int, Ended] = {}
         self.submits: dict[int, Submit] = {}
         self.deadly: dict[tuple[int, ...], int] = {}
@@ -50,6 +51,7 @@ class Harness:
         fields: dict[str, object] = {
             "stream_id": stream_id if as_stream is None else as_stream,
             "token_ids": submit.token_ids + received,
+            "num_known_prompt_logprobs": self.num_prompt_logprobs(stream_id),
             "resumes": True,
         }
         submit = structs.replace(submit, **(fields | changes))
@@ -120,6 +122,8 @@ class Harness:
             self.tokens[stream].append(token)
         for stream, records in message.logprobs.items():
             self.logprobs[stream] += records
+        for stream, records in message.prompt_logprobs.items():
+            self.prompt_logprobs[stream] += records
         for ended in message.ended:
             assert ended.stream_id not in self.ended, "a stream ended twice"
             self.ended[ended.stream_id] = ended
@@ -131,6 +135,22 @@ class Harness:
         starts = range(len(token_ids) - len(self.tokens[stream_id]), len(token_ids))
         records = [logprob_record(token_ids[:start], submit.sampling.num_logprobs) for start in starts]
         assert self.logprobs[stream_id] == b"".join(records)
+
+    def num_prompt_logprobs(self, stream_id: int) -> int:
+        """Records of its prompt's tokens that a stream has."""
+        num_logprobs = self.submits[stream_id].sampling.num_prompt_logprobs
+        return len(self.prompt_logprobs[stream_id]) // logprob_record_bytes(num_logprobs or 0)
+
+    def check_prompt_logprobs(self, stream_id: int) -> None:
+        """Assert that a stream got the log probabilities of its prompt's tokens once, if they were wanted: all before
+        its first token."""
+        submit = self.submits[stream_id]
+        prompt = np.frombuffer(submit.token_ids, dtype=np.int32)[: submit.num_prompt_tokens].tolist()
+        records = [logprob_record(prompt[:end], submit.sampling.num_prompt_logprobs) for end in range(1, len(prompt))]
+        if self.tokens[stream_id]:
+            assert self.prompt_logprobs[stream_id] == b"".join(records)
+        else:
+            assert b"".join(records).startswith(self.prompt_logprobs[stream_id])
 
     def run(self, max_steps: int = 10_000) -> None:
         """Run until nothing is left to do."""

@@ -1,6 +1,8 @@
 """Is the waiting queue bounded, and do refused callers learn when to come back?"""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pagewire.ipc.requests import RejectReason
 from scheduler_service.core.backlog import Backlog
@@ -89,3 +91,57 @@ def test_an_engine_that_stands_still_says_later_and_later() -> None:
     assert soon is not None
     assert late is not None
     assert late.retry_after_s > soon.retry_after_s
+
+
+def test_a_full_room_still_takes_who_holds_less_than_a_share() -> None:
+    backlog = new_backlog(Clock(), max_requests=12)
+    for _ in range(12):
+        assert backlog.refuse(1, "flood") is None
+        backlog.enter(1, "flood")
+    for _ in range(6):
+        assert backlog.refuse(1, "flood") is not None
+        assert backlog.refuse(1, "other") is None
+        backlog.enter(1, "other")
+    refusal = backlog.refuse(1, "other")
+    assert refusal is not None
+    assert refusal.message == "18 requests wait, and 12 may; 6 of the requests are this tenant's"
+    assert backlog.refuse(1, "third") is None
+    backlog.leave(1, "other", to_run=True)
+    assert backlog.refuse(1, "other") is None
+    assert backlog.refuse(1, "flood") is not None
+
+
+def test_a_share_is_one_of_tokens_too() -> None:
+    backlog = new_backlog(Clock(), max_tokens=100)
+    backlog.enter(100, "flood")
+    assert backlog.refuse(60, "other") is None
+    backlog.enter(20, "other")
+    assert backlog.refuse(30, "other") is None
+    refusal = backlog.refuse(31, "other")
+    assert refusal is not None
+    assert refusal.field == "max_waiting_tokens"
+
+
+@given(arrivals=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 60), st.booleans()), max_size=200))
+def test_the_room_is_never_twice_as_full_as_it_may_be(arrivals: list[tuple[str, int, bool]]) -> None:
+    backlog, waiting = new_backlog(Clock(), max_requests=8, max_tokens=100), list[tuple[str, int]]()
+    for tenant, num_tokens, leaves in arrivals:
+        if backlog.refuse(num_tokens, tenant) is None:
+            backlog.enter(num_tokens, tenant)
+            waiting.append((tenant, num_tokens))
+        if leaves and waiting:
+            first_tenant, first_tokens = waiting.pop(0)
+            backlog.leave(first_tokens, first_tenant, to_run=True)
+        assert backlog.size == (len(waiting), sum(tokens for _, tokens in waiting))
+        assert len(waiting) <= 16
+        assert backlog.size[1] <= 200
+
+
+def test_what_is_said_to_be_resumed_is_bounded_too() -> None:
+    config = SchedulerConfig(max_waiting_requests=3, max_num_seqs=4, max_num_batched_tokens=16)
+    backlog = Backlog(config, Clock())
+    num_taken = 0
+    while backlog.refuse_resumed(1) is None:
+        backlog.enter(1)
+        num_taken += 1
+    assert num_taken == 3 + 3 + 4

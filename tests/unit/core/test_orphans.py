@@ -144,3 +144,31 @@ def test_gateway_that_took_its_leave_leaves_no_orphans() -> None:
     harness.scheduler.abort_gateway(GATEWAY)
     assert not harness.scheduler.has_sequences
     assert harness.scheduler.find(harness.submits[1]) is None
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_meanwhile", [0, 1, 4])
+def test_resumed_stream_gets_each_logprob_of_its_prompt_once(num_steps: int, num_meanwhile: int) -> None:
+    harness = Harness(max_num_batched_tokens=4)
+    harness.add(1, PROMPT * 3, max_tokens=12, sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, None, None, 1))
+    for number in range(num_steps + num_meanwhile):
+        if number == num_steps:
+            harness.lose_gateway()
+        harness.schedule()
+        harness.finish_step()
+    if not num_meanwhile:
+        harness.lose_gateway()
+    assert harness.resume(1) is None
+    harness.run()
+    assert harness.tokens[1] == complete(PROMPT * 3, 12)
+    harness.check_prompt_logprobs(1)
+
+
+def test_resume_that_has_more_logprobs_of_the_prompt_than_there_are_is_refused() -> None:
+    harness = Harness(max_num_batched_tokens=4)
+    harness.add(1, PROMPT * 3, max_tokens=12, sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, None, None, 1))
+    harness.schedule()
+    harness.finish_step()
+    refusal = harness.resume(1, as_stream=2, num_known_prompt_logprobs=5)
+    assert refusal is not None
+    assert "prompt log probabilities" in refusal.message

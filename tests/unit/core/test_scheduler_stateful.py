@@ -59,6 +59,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         salt=st.sampled_from(["", "x"]),
         num_logprobs=st.sampled_from([None, 0, 2]),
+        num_prompt_logprobs=st.sampled_from([None, None, 0, 1]),
+        tenant=st.sampled_from(["", "a"]),
     )
     def arrive(
         self,
@@ -68,6 +70,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority: int,
         salt: str,
         num_logprobs: int | None,
+        num_prompt_logprobs: int | None,
+        tenant: str,
     ) -> None:
         stream = len(self.expected)
         tokens = complete(prompt, max_tokens, frozenset(stops))
@@ -80,7 +84,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop_token_ids=tuple(stops),
             priority=priority,
             cache_salt=salt,
-            sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs),
+            tenant=tenant,
+            sampling=Sampling(0.0, 0, 1.0, 0.0, 0, None, num_logprobs, None, num_prompt_logprobs),
         )
 
     @rule(head=HEADS, tail=TAILS, max_tokens=st.integers(1, 10), data=st.data())
@@ -162,6 +167,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.harness.run()
         for stream, (tokens, reason) in self.expected.items():
             self.harness.check_logprobs(stream)
+            self.harness.check_prompt_logprobs(stream)
             if stream in self.cancelled | self.unlucky:
                 assert self.harness.tokens[stream] == tokens[: len(self.harness.tokens[stream])]
                 continue

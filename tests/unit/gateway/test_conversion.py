@@ -106,6 +106,26 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"sampling": {"bad_words": ["x" * 33]}}, "sampling.bad_words[0]", "has 33 tokens, may have 32"),
     ({"sampling": {"bad_words": ["x", ""]}}, "sampling.bad_words[1]", "has 0 characters"),
     ({"output": {"logprobs": 21}}, "output.logprobs", "is 21, must be 0 to 20"),
+    ({"output": {"prompt_logprobs": 21}}, "output.prompt_logprobs", "is 21, must be 0 to 20"),
+    (
+        {
+            "token_ids": {"ids": [1] * 5},
+            "output": {"prompt_logprobs": 0},
+            "resume": {"request_id": "r", "num_received_prompt_logprobs": 5},
+        },
+        "resume.num_received_prompt_logprobs",
+        "is 5, and this request has 4 in all",
+    ),
+    (
+        {"resume": {"request_id": "r", "num_received_prompt_logprobs": 1}},
+        "resume.num_received_prompt_logprobs",
+        "is 1, and this request has 0 in all",
+    ),
+    (
+        {"output": {"echo": True}, "resume": {"request_id": "r", "num_received_echoes": 2}},
+        "resume.num_received_echoes",
+        "is 2, and this request has 1 in all",
+    ),
     ({"stopping": {"max_tokens": 0}}, "stopping.max_tokens", "is 0"),
     ({"stopping": {"max_tokens": 64}}, "stopping.max_tokens", "is 64, and with 2 prompt tokens more than the 64"),
     ({"stopping": {"max_tokens": 4, "min_tokens": 5}}, "stopping.min_tokens", "is 5, must be at most the 4"),
@@ -144,8 +164,6 @@ def test_conversion_refuses(prompts: PromptReader, fields: dict[str, Any], field
 
 
 NOT_SERVED: list[tuple[dict[str, Any], str]] = [
-    ({"output": {"prompt_logprobs": 1}}, "output.prompt_logprobs"),
-    ({"output": {"echo": True}}, "output.echo"),
     ({"constraint": {"regex": "a*"}}, "constraint"),
     ({"adapter": "lora"}, "adapter"),
 ]
@@ -329,3 +347,27 @@ def test_conversion_gives_templates_every_part_of_a_chat(served: ServedModel) ->
         '[{"role": "assistant", "content": "c", "name": "n", "tool_call_id": "t", "tool_calls": [{"id": "x"}]}, '
         '{"role": "user", "content": "c"}][{"name": "f"}]True<|eos|>'
     )
+
+
+@pytest.mark.parametrize(
+    ("max_requests", "max_tokens", "n", "problem"),
+    [
+        (4, 1000, 5, "is 5, must be at most the 4 requests that may wait"),
+        (4, 1000, 4, None),
+        (4, 8, 2, "with 6 prompt tokens each more than the 8 tokens that may wait"),
+        (4, 5, 1, None),
+        (4, 12, 2, None),
+    ],
+)
+def test_more_choices_than_can_ever_wait_are_refused_for_good(
+    prompts: PromptReader, max_requests: int, max_tokens: int, n: int, problem: str | None
+) -> None:
+    limits = Limits(64, 8, 256, 16, 1000, max_requests, max_tokens)
+    request = generate_pb2.GenerateRequest(token_ids={"ids": [1] * 6}, sampling={"n": n})
+    converted = to_generations(request, prompts=prompts, model=MODEL, limits=limits, time_remaining_s=None)
+    if problem is None:
+        assert len(asyncio.run(converted)) == n
+        return
+    with pytest.raises(InvalidArgumentError, match=problem) as caught:
+        asyncio.run(converted)
+    assert caught.value.field == "sampling.n"

@@ -51,7 +51,7 @@ def test_stream_submits_its_prompt_and_all_output_that_has_arrived(num_taken: in
         feed(stream, [token])
         take(stream)
     feed(stream, more[num_taken:])
-    submit = stream.to_submit(resumes=False)
+    submit = stream.to_submit()
     assert np.frombuffer(submit.token_ids, np.int32).tolist() == [1, 2, *received, *more]
     assert (submit.num_prompt_tokens, submit.max_tokens) == (2, 100)
     assert list(take(stream).token_ids) == more[num_taken:]
@@ -70,3 +70,12 @@ def test_stream_counts_the_cached_tokens_of_its_first_run() -> None:
         finish = take(stream).finish
         assert finish is not None
         assert finish.num_cached_tokens == 3
+
+
+def test_only_what_a_scheduler_took_is_said_to_be_accepted() -> None:
+    claimed = stream_of(is_resumed=True)
+    submit = claimed.to_submit()
+    assert (submit.resumes, submit.was_accepted) == (True, False)
+    claimed.accept()
+    submit = claimed.to_submit()
+    assert (submit.resumes, submit.was_accepted) == (False, True)

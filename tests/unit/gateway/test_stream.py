@@ -327,3 +327,24 @@ def test_stream_resumed_at_its_end_just_finishes(
 
 def test_stream_resumed_before_the_minimum_goes_on_after_an_end_token() -> None:
     assert not stream_of(received_ids=int32_array([EOS_ID]), min_tokens=1).is_finished
+
+
+def test_stream_gives_what_it_has_of_the_prompt_before_all_tokens() -> None:
+    sampling = msgspec.structs.replace(PLAIN.sampling, num_prompt_logprobs=1)
+    prompt_ids, size = int32_array(range(10_000)), logprob_record_bytes(1)
+    records = b"".join(struct.pack("<ifif", 1, -0.5, token_id, -0.5) for token_id in prompt_ids[1:])
+    stream = stream_of(sampling=sampling, prompt_ids=prompt_ids, num_received_prompt_logprobs=10)
+    assert stream.to_submit().num_known_prompt_logprobs == 10
+    stream.push_prompt_logprobs(records[10 * size : 100 * size])
+    assert stream.to_submit().num_known_prompt_logprobs == 100
+    parts = [take(stream)]
+    stream.push_prompt_logprobs(records[100 * size :])
+    feed(stream, byte_level_ids(b"ab"), AT_LENGTH)
+    while not (output := take(stream)).token_ids:
+        assert output.finish is None
+        parts.append(output)
+    assert [len(part.prompt_ids) for part in parts] == [90, 4096, 4096, 9999 - 100 - 2 * 4096]
+    assert [token_id for part in parts for token_id in part.prompt_ids] == list(range(11, 10_000))
+    assert b"".join(part.prompt_logprobs for part in parts) == records[10 * size :]
+    assert (output.text, output.finish) == ("ab", Finish(num_cached_tokens=5))
+    assert stream.to_submit().num_known_prompt_logprobs == 9999

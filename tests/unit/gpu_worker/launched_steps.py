@@ -38,9 +38,14 @@ def run_prompts(
     device: str = "cpu",
     dtype: str = "float32",
     enforce_eager: bool = False,
+    before: list[list[int]] | None = None,
     **scheduling: object,
 ) -> Harness:
-    """Run prompts with a checkpoint's model, under the real scheduler; stream i is prompt i."""
+    """Run prompts with a checkpoint's model, under the real scheduler; stream i is prompt i.
+
+    Args:
+        before: prompts whose blocks are in the prefix cache when the others come.
+    """
     settings = WorkerConfig(folder, "", CACHE_DIR, 1, device=device, dtype=dtype, enforce_eager=enforce_eager)
     runner = ModelRunner(settings)
     engine = EngineConfig(block_size, max_num_seqs, chunk, None, num_blocks)
@@ -49,6 +54,9 @@ def run_prompts(
         num_blocks, block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=chunk, **scheduling
     )
     harness.worker = LaunchedSteps(runner)  # type: ignore[assignment]
+    for index, prompt in enumerate(before or [], start=len(prompts)):
+        harness.add(index, prompt, max_tokens=1)
+    harness.run()
     for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         harness.add(index, prompt, max_tokens=num_tokens, sampling=sampling)
     harness.run()

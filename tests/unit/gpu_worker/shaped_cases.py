@@ -48,6 +48,13 @@ def complete(model: PreTrainedModel, prompt: list[int], num_tokens: int, samplin
     return Expected(token_ids[len(prompt) :], logprobs)
 
 
+def predict(model: PreTrainedModel, prompt: list[int]) -> Expected:
+    """The tokens of a prompt after the first, each with the log probabilities of all tokens in its place."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt], device=model.device), use_cache=False).logits[0, :-1].double().cpu()
+    return Expected(prompt[1:], list(logits.log_softmax(dim=-1)))
+
+
 def _ints(data: bytes) -> list[int]:
     return np.frombuffer(data, dtype="<i4").tolist()
 

@@ -8,6 +8,7 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
+from scheduler_service.gateway.auth.caller import ANYONE, Caller
 from scheduler_service.gateway.choices import check_num_choices, choice_of, received_by_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
@@ -22,6 +23,7 @@ async def to_generations(
     model: ModelInfo,
     limits: Limits,
     time_remaining_s: float | None,
+    caller: Caller = ANYONE,
 ) -> list[Generation]:
     """Check a request and gather all it asks for: one generation for each of its choices.
 
@@ -31,6 +33,7 @@ async def to_generations(
         model: the loaded model.
         limits: what the engine can run.
         time_remaining_s: until the call's deadline; None if it has none.
+        caller: who asks.
     Raises:
         RequestError: the request cannot be served; the message names the field.
     """
@@ -46,7 +49,7 @@ async def to_generations(
     received = received_by_choice(request.resume, num_choices, model.vocab_size)
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
-    priority = validation.check_priority(request.priority)
+    priority = caller.allowed_priority(validation.check_priority(request.priority))
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
@@ -63,7 +66,7 @@ async def to_generations(
         end_token_ids=frozenset(stop_token_ids if stopping.ignore_eos else stop_token_ids + model.eos_token_ids),
         ignore_eos=stopping.ignore_eos,
         priority=priority,
-        cache_salt=request.cache_salt,
+        cache_salt=caller.salted(request.cache_salt),
         deadline_s=None if time_remaining_s is None else time.time() + time_remaining_s,
         stop_texts=stop_texts,
         include_stop=stopping.include_stop,
@@ -71,6 +74,7 @@ async def to_generations(
         sends_text=not output.token_ids_only,
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
+        tenant=caller.tenant,
     )
     return [first, *(choice_of(first, index, ids) for index, ids in enumerate(received) if index > 0)]
 

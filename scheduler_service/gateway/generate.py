@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pagewire.v1 import generate_pb2
+from scheduler_service.gateway.auth.caller import current_caller
+from scheduler_service.gateway.auth.quotas import Quotas
 from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import CallerGoneError
@@ -21,6 +23,7 @@ from scheduler_service.gateway.stream import Finish, Stream
 logger = logging.getLogger(__name__)
 
 Write = Callable[[generate_pb2.GenerateResponse], Awaitable[object]]
+UseTokens = Callable[[int], None]
 
 
 class Generator:
@@ -49,6 +52,7 @@ class Generator:
         self._prompts = prompts
         self._calls = calls
         self._state = state
+        self._quotas = Quotas()
 
     async def answer(
         self, request: generate_pb2.GenerateRequest, write: Write, *, time_remaining_s: float | None
@@ -65,10 +69,15 @@ class Generator:
         self._model.check_name(request.model)
         with self._calls.one():
             self._state.check_engine_can_come()
-            await self._answer(request, write, time_remaining_s)
+            with self._quotas.one(current_caller()) as use_tokens:
+                await self._answer(request, write, time_remaining_s, use_tokens)
 
     async def _answer(
-        self, request: generate_pb2.GenerateRequest, write: Write, time_remaining_s: float | None
+        self,
+        request: generate_pb2.GenerateRequest,
+        write: Write,
+        time_remaining_s: float | None,
+        use_tokens: UseTokens,
     ) -> None:
         started_s = time.monotonic()
         if request.HasField("resume"):
@@ -76,8 +85,14 @@ class Generator:
             await self._scheduler.wait_for_engine()
         model, limits = self._scheduler.ready_engine()
         generations = await to_generations(
-            request, prompts=self._prompts, model=model, limits=limits, time_remaining_s=time_remaining_s
+            request,
+            prompts=self._prompts,
+            model=model,
+            limits=limits,
+            time_remaining_s=time_remaining_s,
+            caller=current_caller(),
         )
+        use_tokens(len(generations[0].prompt_ids))
         streams: list[Stream] = []
         outcome = "failed"
         try:
@@ -85,7 +100,7 @@ class Generator:
             for stream in streams:
                 await stream.accepted()
             await write(_accepted(generations[0], self._model.name))
-            finished = _finished(streams, await _relay_all(streams, write))
+            finished = _finished(streams, await _relay_all(streams, write, use_tokens))
             await write(generate_pb2.GenerateResponse(finished=finished))
             outcome = generate_pb2.FinishReason.Name(finished.reason)
         except (asyncio.CancelledError, CallerGoneError):
@@ -95,8 +110,10 @@ class Generator:
             for stream in streams:
                 self._scheduler.close(stream)
             logger.info(
-                "generate ended request_id=%s outcome=%s num_prompt_tokens=%d num_output_tokens=%d seconds=%.3f",
+                "generate ended request_id=%s tenant=%s outcome=%s num_prompt_tokens=%d "
+                "num_output_tokens=%d seconds=%.3f",
                 generations[0].request_id,
+                generations[0].tenant,
                 outcome,
                 len(generations[0].prompt_ids),
                 sum(stream.num_output_tokens for stream in streams),
@@ -104,10 +121,10 @@ class Generator:
             )
 
 
-async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
+async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTokens) -> list[Finish]:
     """Write what all streams give until they end; the first that fails ends all."""
     if len(streams) == 1:
-        return [await _relay(streams[0], 0, write)]
+        return [await _relay(streams[0], 0, write, use_tokens)]
     turn = asyncio.Lock()
 
     async def write_in_turn(response: generate_pb2.GenerateResponse) -> None:
@@ -116,17 +133,21 @@ async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_relay(stream, i, write_in_turn)) for i, stream in enumerate(streams)]
+            tasks = [
+                group.create_task(_relay(stream, index, write_in_turn, use_tokens))
+                for index, stream in enumerate(streams)
+            ]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def _relay(stream: Stream, index: int, write: Write) -> Finish:
+async def _relay(stream: Stream, index: int, write: Write, use_tokens: UseTokens) -> Finish:
     """Write what one stream gives, as the output of this choice, until it ends."""
     sends_text, num_logprobs = stream.generation.sends_text, stream.generation.sampling.num_logprobs
     while True:
         output = await stream.next()
+        use_tokens(len(output.token_ids))
         if output.token_ids or output.text:
             text = output.text if sends_text else ""
             delta = generate_pb2.Delta(index=index, token_ids=output.token_ids, text=text)

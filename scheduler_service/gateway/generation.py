@@ -40,6 +40,7 @@ class Generation:
     sends_text: bool
     is_final_only: bool
     is_resumed: bool = False
+    tenant: str = ""
 
     def to_submit(self, stream_id: int, output_ids: "array[int]", *, resumes: bool, was_accepted: bool) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.
@@ -65,4 +66,5 @@ class Generation:
             deadline_s=self.deadline_s,
             resumes=resumes,
             was_accepted=was_accepted or self.is_resumed,
+            tenant=self.tenant,
         )

@@ -6,14 +6,12 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
-from grpc_reflection.v1alpha import reflection
-
 from pagewire.ipc.supervision import NO_HEART, Heart, ServiceReport
-from scheduler_service.gateway.addresses import bind
+from scheduler_service.gateway.auth.keyring import Keyring
 from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.generate import Generator
+from scheduler_service.gateway.grpc_servers import GrpcServers
 from scheduler_service.gateway.health import HealthReporter
 from scheduler_service.gateway.http_health import serve_http_health
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
@@ -23,15 +21,13 @@ from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.supervision import follow_reports, show_progress
+from scheduler_service.gateway.tls import Certificates
+from scheduler_service.gateway.watched_files import keep_fresh
 
 logger = logging.getLogger(__name__)
 
-_SERVED_NAMES = (SERVICE_NAME, "grpc.health.v1.Health", reflection.SERVICE_NAME)
 # After the streams have been ended: for their last messages to leave.
 _LAST_WORDS_S = 1.0
-_KEEPALIVE_PERIOD_MS = 30_000
-_KEEPALIVE_TIMEOUT_MS = 10_000
-_MIN_CLIENT_PING_PERIOD_MS = 10_000
 
 
 async def serve(
@@ -47,15 +43,17 @@ async def serve(
         config: addresses and limits.
         model: what is served.
         stop: ends the server.
-        on_listening: called with "listening" or "http" and each address once it is bound.
+        on_listening: called with "listening", "health" or "http" and each address once it is bound; private addresses
+            come first.
         heart: told that the event loop turns; brings the supervisor's reports.
     Raises:
-        StartError: an address cannot be used.
+        StartError: an address, a certificate or a key file cannot be used.
     """
     version = importlib.metadata.version("pagewire")
-    server = grpc.aio.server(options=_channel_options(config))
-    bound = [bind(server, address) for address in config.listen]
-    health = HealthReporter(server)
+    certificates = Certificates(config.tls) if config.tls is not None else None
+    keyring = Keyring(config.api_keys) if config.api_keys is not None else None
+    servers = GrpcServers(config, certificates, keyring)
+    health = HealthReporter(servers.for_health)
     calls = OpenCalls()
     scheduler = SchedulerClient(
         config.scheduler_address,
@@ -77,17 +75,22 @@ async def serve(
         prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
         generator = Generator(model, scheduler, prompts, calls, state)
         service = InferenceService(
-            model, generator, scheduler, prompts, calls, state, version, config.max_message_bytes
+            model, generator, scheduler, prompts, calls, state, version, config.connections.max_message_bytes
         )
-        server.add_generic_rpc_handlers((service.grpc_handler(),))
-        reflection.enable_server_reflection(_SERVED_NAMES, server)
+        servers.add(service.grpc_handler())
         http = await serve_http_health(config.http, state) if config.http is not None else None
-        await server.start()
-        tasks = [asyncio.create_task(health.run()), asyncio.create_task(show_progress(heart, calls))]
+        await servers.start((SERVICE_NAME,))
+        tasks = [
+            asyncio.create_task(health.run()),
+            asyncio.create_task(show_progress(heart, calls)),
+            asyncio.create_task(keep_fresh([part for part in (certificates, keyring) if part is not None])),
+        ]
         if heart.is_supervised:
             follow_reports(heart, take_report)
-        for address in bound:
+        for address in (*servers.private, *servers.public):
             on_listening("listening", address)
+        for address in servers.health:
+            on_listening("health", address)
         if http is not None:
             on_listening("http", http.address)
 
@@ -96,7 +99,7 @@ async def serve(
         await health.stop()
         await _drain(calls, drain_timeout_s)
         scheduler.shut_down()
-        await server.stop(_LAST_WORDS_S)
+        await servers.stop(_LAST_WORDS_S)
         if http is not None:
             http.server.close()
         for task in tasks:
@@ -108,16 +111,3 @@ async def _drain(calls: OpenCalls, timeout_s: float) -> None:
     logger.info("gateway draining open_calls=%d timeout_s=%.1f", calls.num_open, timeout_s)
     if not await calls.wait_for_end(timeout_s):
         logger.warning("gateway cuts open calls num=%d", calls.num_open)
-
-
-def _channel_options(config: GatewayConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        # A second server on the same port is a mistake that must be seen.
-        ("grpc.so_reuseport", 0),
-        # Find out about callers whose machine is gone.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_PERIOD_MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_PERIOD_MS),
-    ]

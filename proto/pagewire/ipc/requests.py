@@ -75,7 +75,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     `token_ids` is the prompt followed by the output tokens the caller already has (none for a new request);
     `max_tokens` counts output tokens, those included. `deadline_s` is Unix time. `resumes`: a sequence of this
     request id that still lives is continued, from whichever stream it belongs to. `was_accepted`: it was taken before,
-    by this scheduler or another, and is not refused for want of room.
+    by this scheduler or another, and is not refused for want of room. `tenant`: whose request it is; "" if nobody asks.
     """
 
     stream_id: int
@@ -92,6 +92,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     deadline_s: float | None
     resumes: bool = False
     was_accepted: bool = False
+    tenant: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):

@@ -61,6 +61,7 @@ async def serve(
         model.tokenizer,
         on_state_change=lambda: health.set_serving(state.find().is_serving),
         recovery_timeout_s=config.recovery_timeout_s,
+        curve_keys=config.curve_keys,
     )
     heart.incarnation = scheduler.incarnation.hex()
     state = ServiceState(scheduler, calls)

@@ -108,6 +108,9 @@ def _parse() -> argparse.Namespace:
         "--enforce-eager", action=argparse.BooleanOptionalAction, default=False, help="capture no CUDA graphs"
     )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
+    parser.add_argument(
+        "--curve-keys", type=Path, metavar="DIR", help="keys for a scheduler that is reached over a network"
+    )
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -133,6 +136,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         distributed_address=arguments.distributed_address,
         distributed_timeout_s=arguments.distributed_timeout_s,
         trace_dir=arguments.trace_dir,
+        curve_keys=arguments.curve_keys,
     )
 
 

@@ -26,6 +26,7 @@ class WorkerConfig:
         distributed_address: where several ranks meet, HOST:PORT of rank 0 or, on one host, file:PATH.
         distributed_timeout_s: longest time that a rank waits for the others, once all are loaded.
         trace_dir: where to write at the end what was done when; None records nothing.
+        curve_keys: directory with the keys for a scheduler that is reached over a network.
 
     Raises:
         ValueError: a value makes no sense; the message says which.
@@ -48,6 +49,7 @@ class WorkerConfig:
     distributed_address: str | None = None
     distributed_timeout_s: float = 60.0
     trace_dir: Path | None = None
+    curve_keys: Path | None = None
 
     def __post_init__(self) -> None:
         _require_known("device", self.device, DEVICES)

@@ -1,11 +1,13 @@
 """How do messages travel between this worker and whichever scheduler process is alive?"""
 
 import logging
+from pathlib import Path
 
 import msgspec
 import zmq
 
 from pagewire.ipc.codec import ANY, Codec, Envelope, ProtocolError, new_incarnation
+from pagewire.ipc.curve import WORKER, CurveError, secure_client
 from pagewire.ipc.steps import SchedulerStepMessage
 
 logger = logging.getLogger(__name__)
@@ -24,11 +26,11 @@ class SchedulerLink:
         num_dropped: frames that were not for this worker or no message at all.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, curve_keys: Path | None = None) -> None:
         """Connect.
 
         Raises:
-            AddressError: the address makes no sense.
+            AddressError: the address makes no sense, or needs keys that are not there.
         """
         self.incarnation = new_incarnation()
         self.num_dropped = 0
@@ -43,7 +45,11 @@ class SchedulerLink:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         try:
+            secure_client(self._socket, address, curve_keys, WORKER)
             self._socket.connect(address)
+        except CurveError as error:
+            self.close()
+            raise AddressError(f"cannot connect to the scheduler: {error}") from error
         except zmq.ZMQError as error:
             self.close()
             raise AddressError(f"cannot connect to scheduler address {address!r}: {error.strerror}") from error

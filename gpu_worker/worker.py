@@ -214,7 +214,7 @@ def run_worker(config: WorkerConfig, heart: Heart = NO_HEART) -> str | None:
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
         recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
-        link = SchedulerLink(config.scheduler_address)
+        link = SchedulerLink(config.scheduler_address, config.curve_keys)
         heart.incarnation = link.incarnation.hex()
         Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart).run()
     except Exception as error:

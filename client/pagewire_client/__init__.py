@@ -1,5 +1,6 @@
 """Client of Pagewire: sync and async gRPC clients, a local engine, and the command line."""
 
+from pagewire_client.access import Tls
 from pagewire_client.aio import AsyncClient, AsyncStream
 from pagewire_client.client import Client, Stream
 from pagewire_client.errors import (
@@ -60,6 +61,7 @@ __all__ = [
     "ServiceStartError",
     "Stream",
     "StructuredOutputs",
+    "Tls",
     "Tokens",
     "UnavailableError",
     "UnimplementedError",

@@ -1,4 +1,4 @@
-"""The command line `pagewire`: serve, generate, chat, models, status, bench."""
+"""The command line `pagewire`: serve, generate, chat, models, status, keys, bench."""
 
 import sys
 
@@ -12,6 +12,7 @@ from pagewire_client.cli.bench.serve import bench_serve
 from pagewire_client.cli.bench.startup import bench_startup
 from pagewire_client.cli.chat import chat
 from pagewire_client.cli.generate import generate
+from pagewire_client.cli.keys import PASS_ON, keys_curve, keys_new
 from pagewire_client.cli.models import models
 from pagewire_client.cli.serve import serve
 from pagewire_client.cli.status import status
@@ -41,6 +42,10 @@ def make_app() -> typer.Typer:
     bench.command("scheduler")(bench_scheduler)
     bench.command("gateway")(bench_gateway)
     app.add_typer(bench, name="bench")
+    keys = typer.Typer(help="Make keys for a service.", no_args_is_help=True)
+    keys.command("new", context_settings=PASS_ON)(keys_new)
+    keys.command("curve", context_settings=PASS_ON)(keys_curve)
+    app.add_typer(keys, name="keys")
     return app
 
 

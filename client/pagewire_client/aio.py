@@ -10,6 +10,7 @@ import grpc.aio
 
 from pagewire.v1 import generate_pb2, inference_pb2
 from pagewire_client import conversion, unary
+from pagewire_client.access import Access, Tls
 from pagewire_client.assembly import Assembly
 from pagewire_client.channel import DEFAULT_ADDRESS, open_aio_channel, pick_timeout
 from pagewire_client.errors import RequestError, from_rpc_error
@@ -27,7 +28,10 @@ class AsyncClient:
     Args:
         address: "HOST:PORT", "unix:/path" or any gRPC target; several, with commas between them, are gateways of one
             service, which take calls in turn.
-        credentials: TLS credentials; plaintext without.
+        api_key: sent with every call; default: PAGEWIRE_API_KEY of the environment, if it is there.
+        tls: settings of TLS; default: plaintext, unless the environment has PAGEWIRE_TLS=1, PAGEWIRE_TLS_CA, or
+            PAGEWIRE_TLS_CERT and PAGEWIRE_TLS_KEY. Unix sockets are always plaintext.
+        credentials: gRPC credentials in place of `tls`.
         timeout_s: deadline of calls that name none; None means no limit.
         retry: what to do when the service is UNAVAILABLE; streams are then resumed where they broke off.
     """
@@ -36,11 +40,16 @@ class AsyncClient:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self._gateways = Gateways(address, lambda target: open_aio_channel(target, credentials))
+        access = Access(api_key, tls, credentials)
+        self._gateways = Gateways(
+            address, lambda target: open_aio_channel(target, access.credentials_for(target)), access.metadata
+        )
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
 

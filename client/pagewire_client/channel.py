@@ -1,6 +1,7 @@
 """How is a gateway reached? Addresses and channel settings, for both kinds of client."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -9,9 +10,14 @@ from pagewire_client.params import RequestOptions
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
-# Our own retries resume streams, so gRPC's are off; a restarted gateway is to be found again within
-# a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server, not here.
+SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text()
+"""What every gRPC client of a service should be told: all gateways behind a name take calls in turn, and calls that
+none has begun to answer are tried again."""
+
+# Our own retries resume streams, so gRPC's, which the service config asks for, are off. A restarted gateway is to be
+# found again within a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
+    ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 500),
@@ -20,29 +26,21 @@ _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-# A name, or one of gRPC's own lists, stands for all gateways behind it.
-_MANY_SCHEMES = ("dns:", "ipv4:", "ipv6:")
-_ALL_IN_TURN = ("grpc.lb_policy_name", "round_robin")
-
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     """Open a channel to "HOST:PORT", "unix:/path" or any gRPC target; without credentials it is plaintext."""
     if credentials is None:
-        return grpc.insecure_channel(address, _options(address))
-    return grpc.secure_channel(address, credentials, _options(address))
+        return grpc.insecure_channel(address, _OPTIONS)
+    return grpc.secure_channel(address, credentials, _OPTIONS)
 
 
 def open_aio_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     """The same for asyncio; the caller's event loop must be running."""
     if credentials is None:
-        return grpc.aio.insecure_channel(address, _options(address))
-    return grpc.aio.secure_channel(address, credentials, _options(address))
+        return grpc.aio.insecure_channel(address, _OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, _OPTIONS)
 
 
 def pick_timeout(options: RequestOptions, default_s: float | None) -> float | None:
     """The call's own timeout if it names one (None: no limit), else the client's."""
     return options.get("timeout", default_s)
-
-
-def _options(address: str) -> Sequence[tuple[str, int | str]]:
-    return (*_OPTIONS, _ALL_IN_TURN) if address.startswith(_MANY_SCHEMES) else _OPTIONS

@@ -11,6 +11,7 @@ import grpc.aio
 from pagewire.v1 import inference_pb2_grpc
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
+Metadata = tuple[tuple[str, str], ...]
 # gRPC's own lists of addresses, which have commas of their own.
 _LIST_SCHEMES = ("ipv4:", "ipv6:")
 
@@ -21,11 +22,12 @@ class Gateways(Generic[Channel]):
     Args:
         address: one gRPC target, or several with commas between them.
         open_channel: connects to one.
+        metadata: sent with every call.
     """
 
-    def __init__(self, address: str, open_channel: Callable[[str], Channel]) -> None:
+    def __init__(self, address: str, open_channel: Callable[[str], Channel], metadata: Metadata = ()) -> None:
         self.channels: list[Channel] = [open_channel(target) for target in split_addresses(address)]
-        self._stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self.channels]
+        self._stubs: list[Any] = [_Stub(channel, metadata) for channel in self.channels]
         self._turns = itertools.count(random.randrange(len(self._stubs)))  # noqa: S311
 
     def turns(self) -> Iterator[Any]:
@@ -46,3 +48,18 @@ def split_addresses(address: str) -> list[str]:
     if address.startswith(_LIST_SCHEMES):
         return [address]
     return [target for part in address.split(",") if (target := part.strip())] or [address]
+
+
+class _Stub:
+    """The methods of a gateway; whoever prints them does not see the metadata, which may hold a key."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel, metadata: Metadata) -> None:
+        for name, method in vars(inference_pb2_grpc.InferenceServiceStub(channel)).items():
+            setattr(self, name, _calling(method, metadata))
+
+
+def _calling(method: Any, metadata: Metadata) -> Callable[..., Any]:
+    def call(request: object, timeout: float | None) -> Any:
+        return method(request, timeout=timeout, metadata=metadata)
+
+    return call

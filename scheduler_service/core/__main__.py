@@ -22,7 +22,14 @@ def main() -> int:
         recorder = Recorder("scheduler", arguments.trace_dir)
         heart = Heart(arguments.supervisor_fd)
         heart.start()
-        loop = SchedulerLoop(_config(arguments), arguments.request_address, arguments.worker_address, recorder, heart)
+        loop = SchedulerLoop(
+            _config(arguments),
+            arguments.request_address,
+            arguments.worker_address,
+            recorder,
+            heart,
+            arguments.curve_keys,
+        )
     except (ValueError, OSError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
@@ -64,6 +71,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-waiting-tokens", type=int, default=defaults.max_waiting_tokens, help="most tokens of those requests"
+    )
+    parser.add_argument(
+        "--curve-keys", type=Path, metavar="DIR", help="keys for addresses that are reached over a network"
     )
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")

@@ -4,10 +4,12 @@ import logging
 import math
 import socket
 import time
+from pathlib import Path
 
 import zmq
 
 from pagewire.ipc.codec import Envelope, new_incarnation
+from pagewire.ipc.curve import GATEWAY, WORKER
 from pagewire.ipc.requests import (
     Abort,
     EngineState,
@@ -26,6 +28,7 @@ from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
 from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.curve_gate import CurveGate
 from scheduler_service.core.gateways import Gateways
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
@@ -45,6 +48,7 @@ class SchedulerLoop:
     Args:
         recorder: told what each turn and each step takes.
         heart: told of each turn and each step.
+        curve_keys: directory with the keys for addresses that are reached over a network.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class SchedulerLoop:
         worker_address: str,
         recorder: Recorder = NO_TRACE,
         heart: Heart = NO_HEART,
+        curve_keys: Path | None = None,
     ) -> None:
         self._config = config
         self._recorder = recorder
@@ -61,8 +66,13 @@ class SchedulerLoop:
         self._incarnation = new_incarnation()
         heart.incarnation = self._incarnation.hex()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        requests: Server[GatewayMessage] = Server(self._context, request_address, GatewayMessage, self._incarnation)
-        workers: Server[WorkerMessage] = Server(self._context, worker_address, WorkerMessage, self._incarnation)
+        self._gate = CurveGate(self._context, curve_keys) if curve_keys is not None else None
+        requests: Server[GatewayMessage] = Server(
+            self._context, request_address, GatewayMessage, self._incarnation, GATEWAY, curve_keys
+        )
+        workers: Server[WorkerMessage] = Server(
+            self._context, worker_address, WorkerMessage, self._incarnation, WORKER, curve_keys
+        )
         self._requests, self._workers = requests, workers
         self._gateways = Gateways(requests)
         self._group = WorkerGroup(workers, config)
@@ -91,16 +101,22 @@ class SchedulerLoop:
         poller.register(self._requests.socket, zmq.POLLIN)
         poller.register(self._workers.socket, zmq.POLLIN)
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        if self._gate is not None:
+            poller.register(self._gate.socket, zmq.POLLIN)
         while not self._stopping:
             poller.poll(self._poll_timeout_ms())
             self.turn()
         self._requests.close()
         self._workers.close()
+        if self._gate is not None:
+            self._gate.close()
         self._context.term()
         self._recorder.close()
 
     def turn(self) -> None:
         """One turn: take what arrived, give the workers their next step first, then tell the gateways."""
+        if self._gate is not None:
+            self._gate.answer()
         start = self._recorder.now()
         for routing_id, message in self._workers.receive():
             self._handle_worker(routing_id, message)

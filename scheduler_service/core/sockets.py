@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 import zmq
 
 from pagewire.ipc.codec import ANY, Codec, Envelope, ProtocolError
+from pagewire.ipc.curve import secure_server
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,23 @@ class Server(Generic[Message]):
         address: ZeroMQ address to bind; a tcp port 0 or `*` takes a free one (see `address` afterwards).
         expected: union of the messages that may arrive.
         incarnation: this process's own.
+        role: of the peers; those that come over a network need a key of it.
+        curve_keys: directory with the keys for addresses that are reached over a network.
 
     Raises:
         OSError: the address cannot be bound; the message says which and why.
+        CurveError: it needs keys, and there are none.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, expected: object, incarnation: bytes):
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        expected: object,
+        incarnation: bytes,
+        role: str,
+        curve_keys: Path | None = None,
+    ) -> None:
         self._codec: Codec[Message] = Codec(expected)
         self._incarnation = incarnation
         self.socket = context.socket(zmq.ROUTER)
@@ -45,6 +58,7 @@ class Server(Generic[Message]):
         self.socket.setsockopt(zmq.SNDHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+        secure_server(self.socket, address, curve_keys, role)
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:

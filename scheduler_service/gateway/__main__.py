@@ -9,15 +9,20 @@ from pathlib import Path
 
 from pagewire.ipc.supervision import Heart
 from scheduler_service.gateway.config import (
+    COMPRESSIONS,
     DEFAULT_DRAIN_TIMEOUT_S,
+    DEFAULT_MAX_CONNECTION_AGE_GRACE_S,
     DEFAULT_MAX_HTTP_CONNECTIONS,
     DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_MAX_RESPONSE_BYTES,
     DEFAULT_RECOVERY_TIMEOUT_S,
+    ConnectionConfig,
     GatewayConfig,
 )
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
 from scheduler_service.gateway.served_model import read_served_model
 from scheduler_service.gateway.server import serve
+from scheduler_service.gateway.tls import TlsFiles
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,13 +38,19 @@ def main(arguments: list[str] | None = None) -> int:
             model_name=flags.model_name,
             scheduler_address=flags.scheduler_address,
             listen=tuple(flags.listen),
-            max_message_bytes=flags.max_message_bytes,
+            private_listen=tuple(flags.private_listen),
+            health_listen=flags.health_listen,
+            connections=_connections(flags),
+            tls=_tls(flags),
+            api_keys=flags.api_keys,
+            curve_keys=flags.curve_keys,
             drain_timeout_s=flags.drain_timeout,
             http=flags.http,
             max_http_connections=flags.max_http_connections,
             supervisor_fd=flags.supervisor_fd,
             recovery_timeout_s=flags.recovery_timeout_s,
             trust_request_chat_template=flags.trust_request_chat_template,
+            serves_channelz=flags.channelz,
         )
     except ValueError as error:
         parser.error(str(error))
@@ -81,7 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-name", required=True, help="name that requests use")
     add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
-    add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
+    add("--private-listen", action="append", default=[], metavar="unix:/path", help="the same without TLS and keys")
+    add("--health-listen", metavar="ADDRESS", help="serve grpc.health.v1 alone here, in plaintext and without keys")
+    _add_access_flags(parser)
+    _add_connection_flags(parser)
     add("--http", metavar="HOST:PORT", help="serve OpenAI's API, /healthz and /readyz here; default: off")
     add("--max-http-connections", type=int, default=DEFAULT_MAX_HTTP_CONNECTIONS, help="most at once; more get 503")
     add("--drain-timeout", type=float, default=DEFAULT_DRAIN_TIMEOUT_S, help="seconds that open calls have on SIGTERM")
@@ -95,6 +109,60 @@ def _parser() -> argparse.ArgumentParser:
     add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser
+
+
+def _add_access_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate with its chain, for HOST:PORT addresses")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key")
+    add("--tls-client-ca", type=Path, metavar="FILE", help="callers must show certificates of these authorities")
+    add("--api-keys", type=Path, metavar="FILE", help="callers must send one of these keys")
+    add("--curve-keys", type=Path, metavar="DIR", help="keys for a scheduler that is reached over a network")
+    add("--channelz", action=argparse.BooleanOptionalAction, default=False, help="serve grpc.channelz.v1")
+
+
+def _add_connection_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-message-bytes", type=int, default=DEFAULT_MAX_MESSAGE_BYTES, help="largest request")
+    add("--max-response-bytes", type=int, default=DEFAULT_MAX_RESPONSE_BYTES, help="largest response message")
+    add("--max-connection-age", type=float, metavar="S", help="connections take no calls after so many seconds")
+    add(
+        "--max-connection-age-grace",
+        type=float,
+        default=DEFAULT_MAX_CONNECTION_AGE_GRACE_S,
+        metavar="S",
+        help="seconds that open calls then have",
+    )
+    add(
+        "--share-port", action=argparse.BooleanOptionalAction, default=False, help="other gateways may listen there too"
+    )
+    add("--compression", default="none", choices=COMPRESSIONS, help="of responses, for callers that take it")
+
+
+def _tls(flags: argparse.Namespace) -> TlsFiles | None:
+    """What the TLS flags say.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if flags.tls_cert is None and flags.tls_key is None:
+        if flags.tls_client_ca is not None:
+            raise ValueError("--tls-client-ca: give --tls-cert and --tls-key as well")
+        return None
+    if flags.tls_cert is None or flags.tls_key is None:
+        raise ValueError("--tls-cert and --tls-key: give both or neither")
+    return TlsFiles(flags.tls_cert, flags.tls_key, flags.tls_client_ca)
+
+
+def _connections(flags: argparse.Namespace) -> ConnectionConfig:
+    return ConnectionConfig(
+        max_message_bytes=flags.max_message_bytes,
+        max_response_bytes=flags.max_response_bytes,
+        max_connection_age_s=flags.max_connection_age,
+        max_connection_age_grace_s=flags.max_connection_age_grace,
+        shares_port=flags.share_port,
+        compresses=flags.compression == "gzip",
+    )
 
 
 if __name__ == "__main__":

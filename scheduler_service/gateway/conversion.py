@@ -8,6 +8,7 @@ import msgspec
 from pagewire.ipc.requests import Limits, ModelInfo
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway import validation
+from scheduler_service.gateway.auth.caller import ANYONE, Caller
 from scheduler_service.gateway.choices import check_num_choices, check_queue_can_hold, choice_of, received_by_choice
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.generation import Generation, int32_array
@@ -24,6 +25,7 @@ async def to_generations(
     limits: Limits,
     time_remaining_s: float | None,
     sent: Sequence[SentTokens] = (),
+    caller: Caller = ANYONE,
 ) -> list[Generation]:
     """Check a request and gather all it asks for: one generation for each of its choices.
 
@@ -34,6 +36,7 @@ async def to_generations(
         limits: what the engine can run.
         time_remaining_s: until the call's deadline; None if it has none.
         sent: of a resumed request whose caller kept no token ids, what it has of each choice.
+        caller: who asks.
     Raises:
         RequestError: the request cannot be served; the message names the field.
     """
@@ -47,7 +50,7 @@ async def to_generations(
     sent = sent or [NOTHING_SENT] * num_choices
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
-    priority = validation.check_priority(request.priority)
+    priority = caller.allowed_priority(validation.check_priority(request.priority))
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
     validation.check_received_of_prompt(request, len(prompt_ids), num_choices)
@@ -66,7 +69,7 @@ async def to_generations(
         end_token_ids=frozenset(stop_token_ids if stopping.ignore_eos else stop_token_ids + model.eos_token_ids),
         ignore_eos=stopping.ignore_eos,
         priority=priority,
-        cache_salt=request.cache_salt,
+        cache_salt=caller.salted(request.cache_salt),
         deadline_s=None if time_remaining_s is None else time.time() + time_remaining_s,
         stop_texts=stop_texts,
         include_stop=stopping.include_stop,
@@ -77,6 +80,7 @@ async def to_generations(
         sent=sent[0],
         num_received_prompt_logprobs=request.resume.num_received_prompt_logprobs,
         echo=await _echo(request, prompt_ids, prompts) if output.echo else None,
+        tenant=caller.tenant,
     )
     num_echoes = request.resume.num_received_echoes
     return [

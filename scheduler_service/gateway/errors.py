@@ -31,6 +31,10 @@ class _Kind:
 _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.InvalidArgumentError: _Kind(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
     exceptions.NotServedError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "FIELD_NOT_SERVED"),
+    exceptions.UnauthenticatedError: _Kind(grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
+    exceptions.NotAllowedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED"),
+    exceptions.QuotaExceededError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+    exceptions.UnknownMethodError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
     exceptions.UnknownModelError: _Kind(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     exceptions.TemplateRefusedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     exceptions.NoChatTemplateError: _Kind(grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
@@ -69,6 +73,15 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception)
     raise AssertionError("abort() returned")
 
 
+def refusing_handler(error: exceptions.RequestError) -> "grpc.RpcMethodHandler[Any, Any]":
+    """A handler of any kind of call that ends it with this error, before it reads a message."""
+
+    async def refuse(_requests: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -81,8 +94,9 @@ def _details(error: Exception, kind: _Kind) -> list[Message]:
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     retry_s = kind.retry_s
-    if isinstance(error, exceptions.EngineOverloadedError):
-        violated = error_details_pb2.QuotaFailure.Violation(subject=error.quota, description=_shortened(str(error)))
+    if isinstance(error, exceptions.EngineOverloadedError | exceptions.QuotaExceededError):
+        subject = error.quota if isinstance(error, exceptions.EngineOverloadedError) else f"key:{error.tenant}"
+        violated = error_details_pb2.QuotaFailure.Violation(subject=subject, description=_shortened(str(error)))
         details.append(error_details_pb2.QuotaFailure(violations=[violated]))
         retry_s = error.retry_after_s
     if retry_s is not None:
@@ -98,6 +112,10 @@ def _metadata(error: Exception) -> dict[str, str]:
             return {"field": _shortened(error.field)}
         case exceptions.UnknownModelError():
             return {"model": _shortened(error.name)}
+        case exceptions.UnknownMethodError():
+            return {"method": _shortened(error.method)}
+        case exceptions.QuotaExceededError():
+            return {"quota": error.quota}
         case _:
             return {}
 

@@ -35,6 +35,39 @@ class NotServedError(RequestError):
         self.field = field
 
 
+class UnauthenticatedError(RequestError):
+    """A call without a valid API key. The message holds nothing of what was sent."""
+
+
+class NotAllowedError(RequestError):
+    """A call that its caller may not make, however often it is tried."""
+
+
+class QuotaExceededError(RequestError):
+    """A tenant has used up what its key allows; the same request may succeed later.
+
+    Args:
+        tenant: whose quota it is.
+        quota: name of the limit that is reached.
+        limit: its value.
+        retry_after_s: there is room then.
+    """
+
+    def __init__(self, tenant: str, quota: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"the key {tenant!r} has reached its {quota} of {limit}: try again in {retry_after_s:.1f} s")
+        self.tenant = tenant
+        self.quota = quota
+        self.retry_after_s = retry_after_s
+
+
+class UnknownMethodError(RequestError):
+    """A gRPC method that this server does not have."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} is not a method of this server: ask its reflection for those that are")
+        self.method = method
+
+
 class UnknownModelError(RequestError):
     """A model that this server does not have."""
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from pagewire.v1 import generate_pb2
+from scheduler_service.gateway.auth.caller import current_caller
+from scheduler_service.gateway.auth.quotas import Quotas
 from scheduler_service.gateway.conversion import to_generations
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import CallerGoneError
@@ -22,6 +24,7 @@ from scheduler_service.gateway.stream import Finish, Stream
 logger = logging.getLogger(__name__)
 
 Write = Callable[[generate_pb2.GenerateResponse], Awaitable[object]]
+UseTokens = Callable[[int], None]
 
 
 class Generator:
@@ -50,6 +53,7 @@ class Generator:
         self._prompts = prompts
         self._calls = calls
         self._state = state
+        self._quotas = Quotas()
 
     async def answer(
         self,
@@ -73,7 +77,8 @@ class Generator:
         self._model.check_name(request.model)
         with self._calls.one():
             self._state.check_engine_can_come()
-            await self._answer(request, write, time_remaining_s, sent)
+            with self._quotas.one(current_caller()) as use_tokens:
+                await self._answer(request, write, time_remaining_s, sent, use_tokens)
 
     async def _answer(
         self,
@@ -81,6 +86,7 @@ class Generator:
         write: Write,
         time_remaining_s: float | None,
         sent: Sequence[SentTokens],
+        use_tokens: UseTokens,
     ) -> None:
         started_s = time.monotonic()
         if request.HasField("resume"):
@@ -88,8 +94,15 @@ class Generator:
             await self._scheduler.wait_for_engine()
         model, limits = self._scheduler.ready_engine()
         generations = await to_generations(
-            request, prompts=self._prompts, model=model, limits=limits, time_remaining_s=time_remaining_s, sent=sent
+            request,
+            prompts=self._prompts,
+            model=model,
+            limits=limits,
+            time_remaining_s=time_remaining_s,
+            sent=sent,
+            caller=current_caller(),
         )
+        use_tokens(len(generations[0].prompt_ids))
         streams: list[Stream] = []
         outcome = "failed"
         try:
@@ -99,7 +112,7 @@ class Generator:
             await write(_accepted(generations[0], self._model.name))
             for response in _echoes(generations):
                 await write(response)
-            finished = _finished(streams, await _relay_all(streams, write))
+            finished = _finished(streams, await _relay_all(streams, write, use_tokens))
             await write(generate_pb2.GenerateResponse(finished=finished))
             outcome = generate_pb2.FinishReason.Name(finished.reason)
         except (asyncio.CancelledError, CallerGoneError):
@@ -109,8 +122,10 @@ class Generator:
             for stream in streams:
                 self._scheduler.close(stream)
             logger.info(
-                "generate ended request_id=%s outcome=%s num_prompt_tokens=%d num_output_tokens=%d seconds=%.3f",
+                "generate ended request_id=%s tenant=%s outcome=%s num_prompt_tokens=%d "
+                "num_output_tokens=%d seconds=%.3f",
                 generations[0].request_id,
+                generations[0].tenant,
                 outcome,
                 len(generations[0].prompt_ids),
                 sum(stream.num_output_tokens for stream in streams),
@@ -118,10 +133,10 @@ class Generator:
             )
 
 
-async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
+async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTokens) -> list[Finish]:
     """Write what all streams give until they end; the first that fails ends all."""
     if len(streams) == 1:
-        return [await _relay(streams[0], 0, write)]
+        return [await _relay(streams[0], 0, write, use_tokens)]
     turn = asyncio.Lock()
 
     async def write_in_turn(response: generate_pb2.GenerateResponse) -> None:
@@ -130,18 +145,22 @@ async def _relay_all(streams: Sequence[Stream], write: Write) -> list[Finish]:
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_relay(stream, i, write_in_turn)) for i, stream in enumerate(streams)]
+            tasks = [
+                group.create_task(_relay(stream, index, write_in_turn, use_tokens))
+                for index, stream in enumerate(streams)
+            ]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def _relay(stream: Stream, index: int, write: Write) -> Finish:
+async def _relay(stream: Stream, index: int, write: Write, use_tokens: UseTokens) -> Finish:
     """Write what one stream gives, as the output of this choice, until it ends."""
     sends_text, sampling = stream.generation.sends_text, stream.generation.sampling
     num_logprobs = sampling.num_logprobs
     while True:
         output = await stream.next()
+        use_tokens(len(output.token_ids))
         if output.prompt_ids:
             entries = to_protos(output.prompt_ids, output.prompt_logprobs, sampling.num_prompt_logprobs or 0)
             prompt = generate_pb2.Delta(index=index, prompt_logprobs=entries)

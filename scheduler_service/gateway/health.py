@@ -1,6 +1,7 @@
 """Is this gateway fit for requests? Tells grpc.health.v1 what the scheduler says of the engine."""
 
 import asyncio
+from collections.abc import Iterable
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,9 +14,10 @@ _NAMES = ("", SERVICE_NAME)
 class HealthReporter:
     """Serves grpc.health.v1 for the whole server ("") and for the inference service. Begins NOT_SERVING."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, servers: Iterable[grpc.aio.Server]) -> None:
         self._servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        for server in servers:
+            health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self._is_serving = False
         self._changed = asyncio.Event()
         self._changed.set()

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from pagewire.ipc.codec import ANY, Codec, ProtocolError, new_incarnation
 from pagewire.ipc.requests import (
@@ -65,6 +66,7 @@ class SchedulerClient:
         tokenizer: turns the streams' tokens into text.
         on_state_change: called whenever `status.state` has changed.
         recovery_timeout_s: how long streams wait for another scheduler when theirs is gone.
+        curve_keys: directory with the keys for a scheduler that is reached over a network.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class SchedulerClient:
         tokenizer: Tokenizer,
         on_state_change: Callable[[], None],
         recovery_timeout_s: float = DEFAULT_RECOVERY_TIMEOUT_S,
+        curve_keys: Path | None = None,
     ) -> None:
         self.incarnation = new_incarnation()
         self.scheduler_incarnation: bytes | None = None
@@ -92,7 +95,7 @@ class SchedulerClient:
         self._aborts: list[int] = []
         self._last_heard_s = time.monotonic()
         self._num_dropped = 0
-        self._socket = SchedulerSocket(address, self._receive, self._connected, self._disconnected)
+        self._socket = SchedulerSocket(address, self._receive, self._connected, self._disconnected, curve_keys)
         self._keeper = asyncio.create_task(self._keep_in_touch())
 
     @property

@@ -6,10 +6,12 @@ every receive the socket's own event flags must be looked at again.
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from pagewire.ipc.curve import GATEWAY, CurveError, secure_client
 from scheduler_service.gateway.exceptions import StartError
 
 _MAX_FRAME_BYTES = 64 << 20
@@ -31,8 +33,9 @@ class SchedulerSocket:
         on_frames: called with all frames that have arrived, in order.
         on_connect: called when a peer is there.
         on_disconnect: called when the peer is gone, after the last of its frames.
+        curve_keys: directory with the keys for an address that is reached over a network.
     Raises:
-        StartError: the address is not one.
+        StartError: the address is not one, or needs keys that are not there.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class SchedulerSocket:
         on_frames: Callable[[list[bytes]], None],
         on_connect: Callable[[], None],
         on_disconnect: Callable[[], None],
+        curve_keys: Path | None = None,
     ) -> None:
         self._on_frames = on_frames
         self._on_connect = on_connect
@@ -50,7 +54,11 @@ class SchedulerSocket:
         self._socket = _dealer(self._context)
         self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
+            secure_client(self._socket, address, curve_keys, GATEWAY)
             self._socket.connect(address)
+        except CurveError as error:
+            self._context.destroy(linger=0)
+            raise StartError(f"cannot connect to the scheduler: {error}") from error
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise StartError(

@@ -40,6 +40,8 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
         options.http,
         options.step_timeout,
         options.drain_timeout,
+        options.health_listen,
+        options.share_port,
     )
     restart = RestartPolicy(max_restarts=options.max_restarts)
     timing = Timing(restart, options.grace_s, options.drain_timeout, options.heartbeat_timeout)
@@ -88,6 +90,17 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gateways", type=_positive, default=1, metavar="N", help="gateway processes, on PORT, PORT+1, ...; default 1"
+    )
+    parser.add_argument(
+        "--share-port",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="all gateways listen on PORT itself, and the kernel gives each connection to one of them",
+    )
+    parser.add_argument(
+        "--health-listen",
+        metavar="ADDRESS",
+        help="serve grpc.health.v1 alone here, in plaintext and without keys; further gateways on PORT+1, ...",
     )
     parser.add_argument(
         "--http",

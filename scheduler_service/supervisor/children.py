@@ -17,8 +17,9 @@ _LOOP_TIMEOUT_S = 30.0
 class ServiceConfig:
     """One service on one machine. `engine` holds parsed engine flags by key; empty `listen`: private socket only.
 
-    `http` is where the first gateway serves HTTP, if anywhere. A worker hangs whose step takes longer than
-    `step_timeout_s`.
+    `http` is where the first gateway serves HTTP, if anywhere, `health_listen` where it serves grpc.health.v1 alone.
+    With `shares_port` all gateways listen on the ports of `listen` themselves. A worker hangs whose step takes longer
+    than `step_timeout_s`.
     """
 
     listen: tuple[str, ...]
@@ -27,6 +28,8 @@ class ServiceConfig:
     http: str | None = None
     step_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    health_listen: str | None = None
+    shares_port: bool = False
 
     @property
     def num_ranks(self) -> int:
@@ -52,25 +55,31 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
         worker = _python("gpu_worker", "--model", str(model.path), "--scheduler-address", workers, "--rank", str(rank))
         command = (*worker, *meeting, *arguments_for(Target.WORKER, worker_flags))
         children.append(ChildSpec(f"worker-{rank}", command, group="workers", max_quiet_s=config.step_timeout_s))
-    for index in range(config.num_gateways):
-        gateway = _python(
-            "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,
-            "--scheduler-address", requests,
-        )  # fmt: skip
-        listen = [private_address(run_dir, index), *(listen_address(address, index) for address in config.listen)]
-        flags = [part for address in listen for part in ("--listen", address)]
-        flags += ["--drain-timeout", str(config.drain_timeout_s)]
-        if config.http is not None:
-            flags += ["--http", listen_address(config.http, index)]
-        command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
-        name, num_announced = f"gateway-{index}", len(listen)
-        children.append(ChildSpec(name, command, num_announced, stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S))
+    children += [_gateway(config, model, run_dir, requests, index) for index in range(config.num_gateways)]
     return children
 
 
-def listen_address(address: str, gateway: int) -> str:
-    """Where the n-th gateway listens: the given address, then the next ports or numbered sockets."""
+def _gateway(config: ServiceConfig, model: ModelSource, run_dir: Path, requests: str, index: int) -> ChildSpec:
+    gateway = _python(
+        "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,
+        "--scheduler-address", requests, "--private-listen", private_address(run_dir, index),
+    )  # fmt: skip
+    listen = [listen_address(address, index, config.shares_port) for address in config.listen]
+    flags = [part for address in listen for part in ("--listen", address)]
+    flags += ["--share-port"] if config.shares_port else []
+    flags += ["--drain-timeout", str(config.drain_timeout_s)]
+    for flag, address in (("--http", config.http), ("--health-listen", config.health_listen)):
+        if address is not None:
+            flags += [flag, listen_address(address, index)]
+    command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
+    return ChildSpec(f"gateway-{index}", command, 1 + len(listen), stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S)
+
+
+def listen_address(address: str, gateway: int, shares_port: bool = False) -> str:
+    """Where the n-th gateway listens: the given address, then the next ports, or all the same, or numbered sockets."""
     if gateway == 0:
+        return address
+    if shares_port and not address.startswith("unix:"):
         return address
     if address.startswith("unix:"):
         return f"{address}.{gateway}"

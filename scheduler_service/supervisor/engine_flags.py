@@ -4,6 +4,7 @@ import argparse
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class Target(enum.Flag):
@@ -34,7 +35,7 @@ class EngineFlag:
         return self.name.replace("-", "_")
 
 
-_METAVARS = {int: "N", float: "X", str: "NAME"}
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "FILE"}
 _SCHEDULER, _WORKER, _GATEWAY = Target.SCHEDULER, Target.WORKER, Target.GATEWAY
 
 ENGINE_FLAGS = (
@@ -60,6 +61,15 @@ ENGINE_FLAGS = (
     EngineFlag("seed", _WORKER, int, "seed of dummy weights"),
     EngineFlag("max-message-bytes", _GATEWAY, int, "largest request message"),
     EngineFlag("max-http-connections", _GATEWAY, int, "most HTTP connections of each gateway; more get 503"),
+    EngineFlag("max-response-bytes", _GATEWAY, int, "largest response message"),
+    EngineFlag("max-connection-age", _GATEWAY, float, "seconds after which a connection takes no more calls"),
+    EngineFlag("max-connection-age-grace", _GATEWAY, float, "seconds that open calls then have"),
+    EngineFlag("compression", _GATEWAY, str, "of responses, for callers that take it", ("none", "gzip")),
+    EngineFlag("channelz", _GATEWAY, bool, "serve grpc.channelz.v1"),
+    EngineFlag("tls-cert", _GATEWAY, Path, "PEM certificate with its chain, for HOST:PORT addresses"),
+    EngineFlag("tls-key", _GATEWAY, Path, "private key of the certificate"),
+    EngineFlag("tls-client-ca", _GATEWAY, Path, "callers must show certificates of these authorities"),
+    EngineFlag("api-keys", _GATEWAY, Path, "callers must send one of these keys; see 'pagewire keys'"),
     EngineFlag("max-waiting-requests", _SCHEDULER, int, "most requests that wait; further ones are refused"),
     EngineFlag("max-waiting-tokens", _SCHEDULER, int, "most tokens of waiting requests"),
     EngineFlag("orphan-grace-s", _SCHEDULER, float, "how long sequences run on when their gateway is gone"),

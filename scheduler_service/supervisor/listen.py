@@ -23,16 +23,27 @@ _ADVICE = {
 }
 
 
-def check_addresses(addresses: Iterable[str], num_gateways: int = 1) -> None:
+def check_addresses(
+    addresses: Iterable[str], num_gateways: int = 1, never_shared: Iterable[str] = (), shares_port: bool = False
+) -> None:
     """Are the addresses of all gateways well formed, free and distinct?
 
+    Args:
+        addresses: of the first gateway.
+        num_gateways: how many there are.
+        never_shared: further addresses of the first gateway.
+        shares_port: the others use the same ports of `addresses`.
     Raises:
         ServiceError: one is not.
     """
     taken: set[str] = set()
-    for address in addresses:
-        _check_form(address, num_gateways)
-        for gateway in range(num_gateways):
+    pairs = [(address, shares_port) for address in addresses] + [(address, False) for address in never_shared]
+    for address, is_shared in pairs:
+        num_ports = 1 if is_shared and not address.startswith(_UNIX_PREFIX) else num_gateways
+        _check_form(address, num_ports)
+        if is_shared and address.endswith(":0"):
+            raise ServiceError(f"{address} cannot be shared: give the port that all gateways are to listen on")
+        for gateway in range(num_ports):
             wanted = listen_address(address, gateway)
             if wanted in taken:
                 raise ServiceError(f"{wanted} would be listened on twice: give --listen addresses further apart")

@@ -66,7 +66,8 @@ async def serve(
     if around.events is not None:
         around.events.watch_reader(loop, partial(stop.request, is_quick=True))
     check_packages()
-    check_addresses((*config.listen, *([config.http] if config.http else [])), config.num_gateways)
+    single = [address for address in (config.http, config.health_listen) if address is not None]
+    check_addresses(config.listen, config.num_gateways, single, shares_port=config.shares_port)
     model = await _until_stopped(spec, around, stop)
     if model is None:
         return

@@ -193,7 +193,8 @@ class Supervisor:
 
     def _addresses(self) -> list[str]:
         """Public addresses, or the private sockets, which gateways announce first, of a service that has none."""
-        return [address for child in self._children.values() for address in child.addresses[1:] or child.addresses]
+        found = [address for child in self._children.values() for address in child.addresses[1:] or child.addresses]
+        return list(dict.fromkeys(found))
 
 
 def _groups(specs: Sequence[ChildSpec]) -> list[Group]:

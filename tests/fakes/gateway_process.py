@@ -26,9 +26,20 @@ def gateway_command(model: Path, scheduler_address: str, *flags: str) -> list[st
 
 
 class GatewayProcess:
-    """A gateway on a free port of 127.0.0.1, started on entering the context and ended with SIGTERM on leaving it."""
+    """A gateway on a free port of 127.0.0.1, started on entering the context and ended with SIGTERM on leaving it.
 
-    def __init__(self, model: Path, scheduler_address: str, log: Path, *flags: str) -> None:
+    With `credentials` channels to it use TLS.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        scheduler_address: str,
+        log: Path,
+        *flags: str,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._credentials = credentials
         self._command = gateway_command(model, scheduler_address, "--listen", "127.0.0.1:0", *flags)
         self._log = log
         self._stderr: IO[bytes]
@@ -76,7 +87,10 @@ class GatewayProcess:
     def channel(self, **options: int) -> grpc.Channel:
         """A connection of its own."""
         pairs = [("grpc.use_local_subchannel_pool", 1), *((f"grpc.{name}", value) for name, value in options.items())]
-        channel = grpc.insecure_channel(self.address, pairs)
+        if self._credentials is None:
+            channel = grpc.insecure_channel(self.address, pairs)
+        else:
+            channel = grpc.secure_channel(self.address, self._credentials, pairs)
         self._channels.append(channel)
         return channel
 

@@ -2,16 +2,14 @@
 
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pagewire.ipc.requests import Abort, Submit
-from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_token
+from tests.fakes.fake_scheduler import FakeScheduler
 from tests.fakes.openai_gateway import Events, RawStream, http_gateway
 from tests.fakes.tiny_model import byte_level_ids
-from tests.integration.conftest import EOS_ID
 
 PATH = "/v1/completions"
 CHAT = "/v1/chat/completions"

@@ -22,6 +22,11 @@ _HELP = "Ctrl-C stops an answer, /clear forgets the conversation, /exit or Ctrl-
 def chat(
     address: options.Address = DEFAULT_ADDRESS,
     local: options.Local = None,
+    api_key_file: options.ApiKeyFile = None,
+    tls: options.UseTls = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     system: Annotated[str, typer.Option("--system", help="Instruction put before the conversation.")] = "",
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
@@ -36,7 +41,8 @@ def chat(
     console = Console(stderr=True, highlight=False)
     check_text(system, "--system")
     opening = [ChatMessage("system", system)] if system else []
-    with connect(address, local) as client:
+    access = options.access(api_key_file, tls, tls_ca, tls_cert, tls_key)
+    with connect(address, local, access) as client:
         model = client.list_models()[0]
         if not model.has_chat_template:
             raise PagewireError(f"{model.name} has no chat template: use 'pagewire generate'")

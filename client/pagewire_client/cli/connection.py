@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypedDict
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress as Bars
 
+from pagewire_client.access import Tls
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError, UnavailableError
 from pagewire_client.gateways import split_addresses
@@ -15,21 +17,37 @@ from pagewire_client.retry import RetryPolicy
 from pagewire_client.types import EngineState, Progress
 
 
+class AccessOptions(TypedDict):
+    """What clients are told of keys and TLS; None: what the environment says."""
+
+    api_key: str | None
+    tls: Tls | None
+
+
+FROM_ENVIRONMENT = AccessOptions(api_key=None, tls=None)
+
+
 @contextmanager
-def service_addresses(addresses: Sequence[str], local: str | None, flags: Sequence[str] = ()) -> Iterator[list[str]]:
+def service_addresses(
+    addresses: Sequence[str],
+    local: str | None,
+    flags: Sequence[str] = (),
+    access: AccessOptions = FROM_ENVIRONMENT,
+) -> Iterator[list[str]]:
     """Give the addresses of a service that is ready: at least one of each gateway that is known.
 
     Args:
         addresses: of the running service to use, unless `local` is given.
         local: model of a private service to start and to stop at the end.
         flags: supervisor flags for the private service.
+        access: to the running service.
 
     Raises:
         PagewireError: there is none, or it does not start.
     """
     if local is None:
         for address in addresses:
-            _wait_until_ready(address)
+            _wait_until_ready(address, access)
         yield list(addresses)
         return
     with LocalService(local, flags=["--log-level", "warning", *flags]) as service:
@@ -38,13 +56,16 @@ def service_addresses(addresses: Sequence[str], local: str | None, flags: Sequen
 
 
 @contextmanager
-def connect(address: str, local: str | None) -> Iterator[Client]:
+def connect(address: str, local: str | None, access: AccessOptions) -> Iterator[Client]:
     """Give a client of a service that is ready.
 
     Raises:
         PagewireError: there is none, or it does not start.
     """
-    with service_addresses([address], local) as addresses, Client(",".join(addresses)) as client:
+    with (
+        service_addresses([address], local, access=access) as addresses,
+        Client(",".join(addresses), **access) as client,
+    ):
         yield client
 
 
@@ -54,9 +75,9 @@ def read_vocab_size(address: str) -> int:
         return client.list_models()[0].vocab_size
 
 
-def _wait_until_ready(address: str) -> None:
+def _wait_until_ready(address: str, access: AccessOptions) -> None:
     once_each = RetryPolicy(max_attempts=len(split_addresses(address)), initial_backoff_s=0.0)
-    with Client(address, timeout_s=5.0, retry=once_each) as client:
+    with Client(address, timeout_s=5.0, retry=once_each, **access) as client:
         try:
             info = client.server_info()
         except UnavailableError as error:

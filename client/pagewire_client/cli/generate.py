@@ -20,6 +20,11 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to complete; - reads standard input.")],
     address: options.Address = DEFAULT_ADDRESS,
     local: options.Local = None,
+    api_key_file: options.ApiKeyFile = None,
+    tls: options.UseTls = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text itself, without the chat template.")] = False,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
@@ -34,7 +39,8 @@ def generate(
     params = options.sampling_params(max_tokens, temperature, top_p, top_k, min_p, seed, stop)
     text = _read_stdin() if prompt == "-" else prompt
     check_text(text, "prompt")
-    with connect(address, local) as client:
+    access = options.access(api_key_file, tls, tls_ca, tls_cert, tls_key)
+    with connect(address, local, access) as client:
         as_chat = not raw and client.list_models()[0].has_chat_template
         full_prompt: Prompt = [ChatMessage("user", text)] if as_chat else text
         with client.stream(full_prompt, params) as stream:

@@ -14,9 +14,18 @@ from pagewire_client.cli.printing import print_text, writing_output
 from pagewire_client.types import Model, ServerInfo
 
 
-def models(address: options.Address = DEFAULT_ADDRESS, as_json: options.Json = False) -> None:
+def models(
+    address: options.Address = DEFAULT_ADDRESS,
+    api_key_file: options.ApiKeyFile = None,
+    tls: options.UseTls = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    as_json: options.Json = False,
+) -> None:
     """List the served models and the state of the service."""
-    with connect(address, None) as client:
+    access = options.access(api_key_file, tls, tls_ca, tls_cert, tls_key)
+    with connect(address, None, access) as client:
         served, info = client.list_models(), client.server_info()
     if as_json:
         data = {"models": [dataclasses.asdict(model) for model in served], "server": dataclasses.asdict(info)}

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli import options
+from pagewire_client.cli.connection import AccessOptions
 from pagewire_client.cli.printing import print_text, writing_output
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError, UnavailableError
@@ -26,9 +27,17 @@ _STYLES = {
 }
 
 
-def status(address: options.Address = DEFAULT_ADDRESS, as_json: options.Json = False) -> None:
+def status(
+    address: options.Address = DEFAULT_ADDRESS,
+    api_key_file: options.ApiKeyFile = None,
+    tls: options.UseTls = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    as_json: options.Json = False,
+) -> None:
     """Show the processes of a service, whether it is ready or not."""
-    info = _ask(address)
+    info = _ask(address, options.access(api_key_file, tls, tls_ca, tls_cert, tls_key))
     if as_json:
         print_text(json.dumps(dataclasses.asdict(info), default=lambda value: value.value, indent=2))
     else:
@@ -36,8 +45,8 @@ def status(address: options.Address = DEFAULT_ADDRESS, as_json: options.Json = F
             _print(info)
 
 
-def _ask(address: str) -> ServerInfo:
-    with Client(address, timeout_s=_TIMEOUT_S, retry=NO_RETRY) as client:
+def _ask(address: str, access: AccessOptions) -> ServerInfo:
+    with Client(address, timeout_s=_TIMEOUT_S, retry=NO_RETRY, **access) as client:
         try:
             return client.server_info()
         except UnavailableError as error:

@@ -9,6 +9,10 @@ from scheduler_service.gateway import errors, exceptions
 CASES = [
     (exceptions.InvalidArgumentError("sampling.top_p", "is 2"), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
     (exceptions.NotServedError("adapter"), grpc.StatusCode.UNIMPLEMENTED, "FIELD_NOT_SERVED"),
+    (exceptions.UnauthenticatedError("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
+    (exceptions.NotAllowedError("x"), grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED"),
+    (exceptions.QuotaExceededError("a", "q", 3, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+    (exceptions.UnknownMethodError("/a.B/C"), grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
     (exceptions.UnknownModelError("a", "b"), grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     (exceptions.TemplateRefusedError(), grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     (exceptions.NoChatTemplateError(), grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),

@@ -56,7 +56,7 @@ def test_one_process_each_by_default():
     )
     assert flags_of(made["gateway-0"]) == (
         "--model /models/tiny.gguf --model-name tiny --scheduler-address ipc:///run/x/requests.sock "
-        "--listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051 --drain-timeout 30.0"
+        "--private-listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051 --drain-timeout 30.0"
     )
     assert made["gateway-0"].num_announced == 2
 
@@ -77,7 +77,17 @@ def test_workers_draw_the_weights_that_a_model_lacks():
 
 def test_gateways_listen_side_by_side():
     made = children(listen=("127.0.0.1:50051",), num_gateways=2)
-    assert "--listen unix:/run/x/gateway-1.sock --listen 127.0.0.1:50052" in flags_of(made["gateway-1"])
+    assert "--private-listen unix:/run/x/gateway-1.sock --listen 127.0.0.1:50052" in flags_of(made["gateway-1"])
+
+
+def test_gateways_share_a_port_when_asked():
+    config = ServiceConfig(
+        ("127.0.0.1:50051", "unix:/a.sock"), 2, parse(), health_listen="127.0.0.1:7", shares_port=True
+    )
+    second = {child.name: child for child in service_children(config, MODEL, Path("/run/x"))}["gateway-1"]
+    assert "--listen 127.0.0.1:50051 --listen unix:/a.sock.1 --share-port" in flags_of(second)
+    assert "--health-listen 127.0.0.1:8" in flags_of(second)
+    assert second.num_announced == 3
 
 
 @pytest.mark.parametrize(

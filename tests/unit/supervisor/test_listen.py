@@ -63,6 +63,15 @@ def test_ports_past_the_last_are_refused():
         check_addresses(["127.0.0.1:65535"], num_gateways=2)
 
 
+def test_a_shared_port_must_be_named_and_is_tried_once(folder):
+    port = free_port()
+    check_addresses([f"127.0.0.1:{port}", f"unix:{folder}/a"], num_gateways=9, shares_port=True)
+    with pytest.raises(ServiceError, match=r"127.0.0.1:0 cannot be shared: give the port"):
+        check_addresses(["127.0.0.1:0"], num_gateways=2, shares_port=True)
+    with pytest.raises(ServiceError, match="would be listened on twice"):
+        check_addresses([f"127.0.0.1:{port}"], 2, [f"127.0.0.1:{port - 1}"], shares_port=True)
+
+
 def test_gateways_on_one_address_are_refused(folder):
     with pytest.raises(ServiceError, match=r"unix:.*/a.1 would be listened on twice: give"):
         check_addresses([f"unix:{folder}/a", f"unix:{folder}/a.1"], num_gateways=2)

@@ -1,0 +1,131 @@
+"""Which gRPC servers does a gateway run, and who may reach what on them?
+
+public    what callers use: TLS on host:port, API keys, every service
+private   a unix socket in a directory that only this user may enter: neither TLS nor keys, for the supervisor
+health    for probes that have neither certificate nor key: plaintext, grpc.health.v1 alone
+"""
+
+from collections.abc import Iterator
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from scheduler_service.gateway.addresses import bind
+from scheduler_service.gateway.auth.interceptor import KeyInterceptor
+from scheduler_service.gateway.auth.keyring import Keyring
+from scheduler_service.gateway.config import ConnectionConfig, GatewayConfig
+from scheduler_service.gateway.errors import refusing_handler
+from scheduler_service.gateway.exceptions import StartError, UnknownMethodError
+from scheduler_service.gateway.tls import Certificates
+
+Options = list[tuple[str, int]]
+
+_HEALTH_NAME = "grpc.health.v1.Health"
+_KEEPALIVE_PERIOD_MS = 30_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+# Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
+_MIN_CLIENT_PING_PERIOD_MS = 5_000
+
+
+class GrpcServers:
+    """The servers that a gateway's settings ask for, each bound to its addresses.
+
+    Args:
+        config: addresses and limits.
+        certificates: of the public server; without them it is plaintext.
+        keyring: keys that the public server asks for; without it anyone may call.
+    Raises:
+        StartError: an address cannot be used.
+    """
+
+    def __init__(self, config: GatewayConfig, certificates: Certificates | None, keyring: Keyring | None) -> None:
+        self._config = config
+        interceptors = [KeyInterceptor(keyring)] if keyring is not None else []
+        compression = grpc.Compression.Gzip if config.connections.compresses else None
+        self._public = grpc.aio.server(
+            interceptors=interceptors, options=_public_options(config.connections), compression=compression
+        )
+        self._private = grpc.aio.server(options=_message_options(config.connections))
+        self._health = grpc.aio.server(options=_connection_options(shares_port=False))
+        shares_port = config.connections.shares_port
+        credentials = certificates.grpc_credentials if certificates is not None else None
+        self.private = [bind(self._private, address) for address in config.private_listen]
+        self.public = [bind(self._public, address, credentials, shares_port) for address in config.listen]
+        self.health = [bind(self._health, config.health_listen)] if config.health_listen is not None else []
+
+    @property
+    def for_health(self) -> tuple[grpc.aio.Server, ...]:
+        """The servers that answer for health."""
+        return self._public, self._private, self._health
+
+    def add(self, *handlers: grpc.GenericRpcHandler) -> None:
+        """Serve methods."""
+        for server in (self._public, self._private):
+            server.add_generic_rpc_handlers(handlers)
+
+    async def start(self, service_names: tuple[str, ...]) -> None:
+        """Serve what was added, and what describes it.
+
+        Args:
+            service_names: the services that were added.
+        Raises:
+            StartError: a package is missing that the settings ask for.
+        """
+        names = [*service_names, _HEALTH_NAME, reflection.SERVICE_NAME]
+        if self._config.serves_channelz:
+            names.append(_add_channelz(self._public))
+        reflection.enable_server_reflection(names, self._public)
+        for server in self.for_health:
+            # The first handler that knows a method has it, so this is the last.
+            server.add_generic_rpc_handlers((_UnknownMethods(),))
+            await server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and end those that are open after the grace. Health is the last to go."""
+        for server in (self._public, self._private, self._health):
+            await server.stop(grace_s)
+
+
+class _UnknownMethods(grpc.GenericRpcHandler):
+    """Refuses whatever reaches it."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[object, object]":
+        return refusing_handler(UnknownMethodError(handler_call_details.method))
+
+
+def _add_channelz(server: grpc.aio.Server) -> str:
+    try:
+        from grpc_channelz.v1 import _async, channelz_pb2, channelz_pb2_grpc  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError("--channelz needs the package grpcio-channelz: pip install grpcio-channelz") from error
+    channelz_pb2_grpc.add_ChannelzServicer_to_server(_async.ChannelzServicer(), server)
+    return str(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
+
+
+def _public_options(config: ConnectionConfig) -> Options:
+    return [*_message_options(config), *_connection_options(config.shares_port), *_age_options(config)]
+
+
+def _message_options(config: ConnectionConfig) -> Options:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_response_bytes),
+    ]
+
+
+def _connection_options(shares_port: bool) -> Options:
+    return [
+        # Unless it is asked for, a second server on the same port is a mistake that must be seen.
+        ("grpc.so_reuseport", int(shares_port)),
+        # Find out about callers whose machine is gone.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_PERIOD_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_PERIOD_MS),
+    ]
+
+
+def _age_options(config: ConnectionConfig) -> Iterator[tuple[str, int]]:
+    if config.max_connection_age_s is not None:
+        yield "grpc.max_connection_age_ms", max(1, round(config.max_connection_age_s * 1000))
+        yield "grpc.max_connection_age_grace_ms", round(config.max_connection_age_grace_s * 1000)

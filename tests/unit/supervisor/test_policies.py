@@ -73,11 +73,11 @@ def test_run_dir_in_a_long_temporary_directory_falls_back(tmp_path, monkeypatch)
         assert str(path).startswith("/tmp/pagewire-")
 
 
-def test_run_dir_that_cannot_be_made_is_one_clear_line(tmp_path):
-    (tmp_path / "file").touch()
+def test_run_dir_that_cannot_be_made_is_one_clear_line(short_path):
+    (short_path / "file").touch()
     with (
         pytest.raises(ServiceError, match=r"cannot make a run directory in .*file"),
-        private_run_dir(tmp_path / "file"),
+        private_run_dir(short_path / "file"),
     ):
         pass
 

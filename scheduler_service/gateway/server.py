@@ -90,8 +90,9 @@ async def serve(
         if bound_http is not None:
             bodies = BodyReader(config.connections.max_message_bytes)
             openai = OpenAiApi(model, generator, prompts, bodies, lambda: service.max_model_len)
-            app = make_app([*health_routes(state), *openai.routes()], calls)
-            http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections))
+            app = make_app([*health_routes(state), *openai.routes()], calls, keyring)
+            tls = certificates.ssl_context() if certificates is not None else None
+            http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections), tls)
         tasks = [
             asyncio.create_task(health.run()),
             asyncio.create_task(show_progress(heart, calls)),

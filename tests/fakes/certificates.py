@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,10 @@ class Authority:
         """For callers who trust this authority, and show a certificate or none."""
         key, certificate = (shown.key.read_bytes(), shown.certificate.read_bytes()) if shown else (None, None)
         return grpc.ssl_channel_credentials(self.certificate.read_bytes(), key, certificate)
+
+    def client_context(self) -> ssl.SSLContext:
+        """The same for callers over Python's own sockets."""
+        return ssl.create_default_context(cafile=str(self.certificate))
 
     def _write(self, path: Path, certificate: x509.Certificate) -> None:
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from tests.fakes.fake_scheduler import FakeScheduler
 from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.patience import PATIENCE_S
@@ -18,11 +20,14 @@ JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 @contextmanager
-def http_gateway(scheduler: FakeScheduler, folder: Path, *flags: str) -> Iterator[tuple[GatewayProcess, int]]:
+def http_gateway(
+    scheduler: FakeScheduler, folder: Path, *flags: str, credentials: grpc.ChannelCredentials | None = None
+) -> Iterator[tuple[GatewayProcess, int]]:
     """The process of a gateway over the tiny model, ready to serve, and its HTTP port."""
     folder.mkdir(parents=True, exist_ok=True)
     model = write_tiny_model(folder / "model")
-    with GatewayProcess(model, scheduler.address, folder / "log", "--http", "127.0.0.1:0", *flags) as process:
+    flags = ("--http", "127.0.0.1:0", *flags)
+    with GatewayProcess(model, scheduler.address, folder / "log", *flags, credentials=credentials) as process:
         process.wait_until_serving()
         yield process, process.http_port()
 

@@ -10,21 +10,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from scheduler_service.gateway.auth.keyring import Keyring
 from scheduler_service.gateway.http.errors import error_body
+from scheduler_service.gateway.http.keys import KeyCheck
 from scheduler_service.gateway.http.manners import Manners
 from scheduler_service.gateway.open_calls import OpenCalls
 
 
-def make_app(routes: Sequence[BaseRoute], calls: OpenCalls) -> Starlette:
+def make_app(routes: Sequence[BaseRoute], calls: OpenCalls, keyring: Keyring | None) -> Starlette:
     """Put the routes of all protocols together.
 
     Args:
         routes: theirs.
         calls: tells whether the gateway drains.
+        keyring: keys that requests must bear; without it anyone may ask.
     """
+    checks = [Middleware(KeyCheck, keyring=keyring)] if keyring is not None else []
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Manners, calls=calls)],
+        middleware=[Middleware(Manners, calls=calls), *checks],
         exception_handlers={HTTPException: _no_such_route},
     )
     app.router.redirect_slashes = False

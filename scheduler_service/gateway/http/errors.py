@@ -38,6 +38,9 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.InvalidArgumentError: _Kind(HTTPStatus.BAD_REQUEST, "invalid_value"),
     exceptions.NotServedError: _Kind(HTTPStatus.BAD_REQUEST, "unsupported_parameter"),
     exceptions.UnknownModelError: _Kind(HTTPStatus.NOT_FOUND, "model_not_found"),
+    exceptions.UnauthenticatedError: _Kind(HTTPStatus.UNAUTHORIZED, "invalid_api_key"),
+    exceptions.NotAllowedError: _Kind(HTTPStatus.FORBIDDEN, "not_allowed"),
+    exceptions.QuotaExceededError: _Kind(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded"),
     exceptions.TemplateRefusedError: _Kind(HTTPStatus.FORBIDDEN, "template_refused"),
     exceptions.NoChatTemplateError: _Kind(HTTPStatus.BAD_REQUEST, "no_chat_template"),
     exceptions.EngineUnavailableError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "engine_unavailable", retry_s=1.0),
@@ -111,7 +114,10 @@ def _param_and_message(error: Exception, name_of: NameOf) -> tuple[str | None, s
 
 
 def _retry_headers(error: Exception) -> dict[str, str]:
-    retry_s = error.retry_after_s if isinstance(error, exceptions.EngineOverloadedError) else _kind(error).retry_s
+    if isinstance(error, exceptions.EngineOverloadedError | exceptions.QuotaExceededError):
+        retry_s: float | None = error.retry_after_s
+    else:
+        retry_s = _kind(error).retry_s
     if retry_s is None:
         return {}
     return {"Retry-After": str(math.ceil(retry_s)), "Retry-After-Ms": str(round(retry_s * 1000))}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -56,9 +57,12 @@ class HttpServer:
         bound: where to listen; closed at the end.
         app: answers the requests.
         limits: what one caller may take.
+        tls: for HTTPS.
     """
 
-    def __init__(self, bound: BoundHttp, app: ASGIApp, limits: ConnectionLimits) -> None:
+    def __init__(
+        self, bound: BoundHttp, app: ASGIApp, limits: ConnectionLimits, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.address = bound.address
         config = uvicorn.Config(
             app,
@@ -75,6 +79,8 @@ class HttpServer:
             timeout_graceful_shutdown=0,  # answers have had their time when uvicorn is told to end
             h11_max_incomplete_event_size=limits.max_head_bytes,
         )
+        config.load()
+        config.ssl = tls
         self._server = _QuietServer(config)
         self._serving = asyncio.create_task(self._server.serve(list(bound.sockets)))
 

@@ -145,7 +145,7 @@ def _request_id(request: Request) -> str:
 
 
 def _answered(handle: Handler, name_of: NameOf = str) -> Callable[[Request], Awaitable[ASGIApp]]:
-    """Around every call of the API: before it, who calls would be checked here; after it, exceptions become answers."""
+    """Around every call of the API: exceptions become answers."""
 
     async def answer(request: Request) -> ASGIApp:
         try:

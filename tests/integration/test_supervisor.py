@@ -108,6 +108,12 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
+def suspend(process: psutil.Process) -> None:
+    """SIGSTOP; waits until it holds, as signals that come before that are handled first."""
+    process.suspend()
+    wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+
+
 def is_told_to_end(process: psutil.Process) -> bool:
     """Whether SIGTERM waits for a process that is suspended."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -175,8 +181,8 @@ def test_gateways_end_before_what_they_depend_on(start, tmp_path):
     service = start([["--pids", str(tmp_path / "a")]], "--grace-s", str(PATIENCE_S))
     service.next_event()
     gateway, child = sorted(service.processes(), key=lambda process: process.pid in pids(tmp_path / "a"))
-    gateway.suspend()
-    child.suspend()
+    suspend(gateway)
+    suspend(child)
     service.process.terminate()
     wait_for(lambda: is_told_to_end(gateway))
     assert not is_told_to_end(child)

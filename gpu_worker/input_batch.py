@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_worker.prompt_rows import PromptRows
-from gpu_worker.sampling.logprobs import LogprobBatch
-from gpu_worker.sampling.penalties import NO_PENALTIES, PenaltyBatch
+from gpu_worker.sampling.logprobs import NO_LOGPROB_ROWS, LogprobBatch
+from gpu_worker.sampling.penalties import NO_PENALTY_ROWS, PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.sampling.token_rules import RuledRow, SlotRules
 from gpu_worker.step_inputs import IntArray, SlotShape, StepInputs, Writes
@@ -59,8 +59,11 @@ class InputBatch:
             seeds=np.zeros(num_slots, dtype=np.int64),
             positions=np.zeros(num_slots, dtype=np.int64),
         )
-        self._penalties = np.zeros((num_slots, len(NO_PENALTIES)), dtype=np.float32)
+        # Repetition, frequency, presence.
+        self._penalties = np.zeros((num_slots, 3), dtype=np.float32)
         self._num_logprobs = np.zeros(num_slots, dtype=np.int64)
+        self._penalised: set[int] = set()
+        self._wanting_logprobs: set[int] = set()
         self._rules: dict[int, SlotRules] = {}
         self._prompt_rows = PromptRows(shape.width)
 
@@ -68,6 +71,8 @@ class InputBatch:
         """Forget every slot."""
         self._used[:] = False
         self._rules.clear()
+        self._penalised.clear()
+        self._wanting_logprobs.clear()
         self._prompt_rows.clear()
 
     def apply(self, batch: StepBatch) -> StepInputs:
@@ -116,10 +121,14 @@ class InputBatch:
     # ---- changes --------------------------------------------------------------------------------------------------
 
     def _remove(self, slots: IntArray) -> None:
+        if len(slots) == 0:
+            return
         self._require(self._are_used(slots), "removed slots that are not in use")
         self._used[slots] = False
         for slot in slots.tolist():
             self._rules.pop(slot, None)
+            self._penalised.discard(slot)
+            self._wanting_logprobs.discard(slot)
             self._prompt_rows.remove(slot)
 
     def _add(self, sequence: AddedSequence, new_tokens: "_WriteList", new_blocks: "_WriteList") -> None:
@@ -150,8 +159,12 @@ class InputBatch:
         self._sampling.min_p[slot] = sequence.sampling.min_p
         self._sampling.seeds[slot] = np.uint64(sequence.sampling.seed & 0xFFFFFFFFFFFFFFFF).astype(np.int64)
         penalties, num_logprobs = sequence.sampling.penalties, sequence.sampling.num_logprobs
-        self._penalties[slot] = NO_PENALTIES if penalties is None else msgspec.structs.astuple(penalties)
-        self._num_logprobs[slot] = -1 if num_logprobs is None else num_logprobs
+        if penalties is not None:
+            self._penalised.add(slot)
+            self._penalties[slot] = msgspec.structs.astuple(penalties)
+        if num_logprobs is not None:
+            self._wanting_logprobs.add(slot)
+            self._num_logprobs[slot] = num_logprobs
         rules = SlotRules.of(sequence.sampling.rules, sequence.end_token_ids, sequence.min_tokens)
         if rules is not None:
             self._rules[slot] = rules
@@ -229,21 +242,23 @@ class InputBatch:
 
     def _penalties_of(self, drawing: IntArray) -> PenaltyBatch:
         """Of the slots that draw those with penalties."""
-        penalties = self._penalties[drawing]
-        rows = np.flatnonzero((penalties != NO_PENALTIES).any(axis=1))
+        if not self._penalised:
+            return NO_PENALTY_ROWS
+        rows = _rows_in(drawing, self._penalised)
         slots = drawing[rows]
-        return PenaltyBatch(rows, slots, self._num_prompt[slots], self._num_tokens[slots], *penalties[rows].T)
+        return PenaltyBatch(rows, slots, self._num_prompt[slots], self._num_tokens[slots], *self._penalties[slots].T)
 
     def _logprobs_of(self, drawing: IntArray) -> LogprobBatch:
         """Of the slots that draw those whose log probabilities are wanted."""
-        num_logprobs = self._num_logprobs[drawing]
-        rows = np.flatnonzero(num_logprobs >= 0)
-        return LogprobBatch(rows, num_logprobs[rows])
+        if not self._wanting_logprobs:
+            return NO_LOGPROB_ROWS
+        rows = _rows_in(drawing, self._wanting_logprobs)
+        return LogprobBatch(rows, self._num_logprobs[drawing[rows]])
 
     def _check_step(self, slots: IntArray, counts: IntArray, sampled: npt.NDArray[np.bool_]) -> None:
         self._require(len(slots) == len(counts) == len(sampled), "slots, token counts and flags of different lengths")
         self._require(self._are_used(slots), "a step for slots that are not in use")
-        self._require(len(np.unique(slots)) == len(slots), "a step that names a slot twice")
+        self._require(len(set(slots.tolist())) == len(slots), "a step that names a slot twice")
         ends = self._num_computed[slots] + counts
         known = self._num_tokens[slots]
         self._require(bool(((counts > 0) & (ends <= known)).all()), "a step past the known tokens")
@@ -282,6 +297,11 @@ class _WriteList:
         if not self._places:
             return Writes(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
         return Writes(np.concatenate(self._places), np.concatenate(self._values))
+
+
+def _rows_in(slots: IntArray, wanted: set[int]) -> IntArray:
+    """Where among `slots` those are that are wanted."""
+    return np.array([row for row, slot in enumerate(slots.tolist()) if slot in wanted], dtype=np.int64)
 
 
 def _ints(data: bytes) -> IntArray:

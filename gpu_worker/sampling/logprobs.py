@@ -24,6 +24,10 @@ class LogprobBatch:
         return len(self.rows)
 
 
+NO_LOGPROB_ROWS = LogprobBatch(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+"""Of a step in which no row's log probabilities are wanted."""
+
+
 @dataclass(slots=True)
 class PromptLogprobBatch:
     """The rows of a step's input whose next tokens are the prompt's, and wanted with their log probabilities.

@@ -11,9 +11,6 @@ import torch
 
 from gpu_worker.sampling.sampler import on_device_of
 
-NO_PENALTIES = (1.0, 0.0, 0.0)
-"""Repetition, frequency and presence penalty that change nothing."""
-
 # Rows at a time: counts of all tokens of a vocabulary take as much memory as the logits.
 _CHUNK = 32
 
@@ -35,6 +32,11 @@ class PenaltyBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+_NO_INTS, _NO_FLOATS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+NO_PENALTY_ROWS = PenaltyBatch(_NO_INTS, _NO_INTS, _NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS, _NO_FLOATS)
+"""Of a step in which no row has penalties."""
 
 
 def apply_penalties(logits: torch.Tensor, batch: PenaltyBatch, token_ids: torch.Tensor) -> None:

@@ -5,7 +5,8 @@ private   a unix socket in a directory that only this user may enter: neither TL
 health    for probes that have neither certificate nor key: plaintext, grpc.health.v1 alone
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -18,13 +19,17 @@ from scheduler_service.gateway.errors import refusing_handler
 from scheduler_service.gateway.exceptions import StartError, UnknownMethodError
 from scheduler_service.gateway.tls import Certificates
 
+logger = logging.getLogger(__name__)
+
 Options = list[tuple[str, int]]
 
+_LOCAL_ADDRESSES = ("unix:", "127.", "localhost:", "[::1]:")
 _HEALTH_NAME = "grpc.health.v1.Health"
 _KEEPALIVE_PERIOD_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 # Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
 _MIN_CLIENT_PING_PERIOD_MS = 5_000
+_LOW_COMPRESSION = 1
 
 
 class GrpcServers:
@@ -41,14 +46,13 @@ class GrpcServers:
     def __init__(self, config: GatewayConfig, certificates: Certificates | None, keyring: Keyring | None) -> None:
         self._config = config
         interceptors = [KeyInterceptor(keyring)] if keyring is not None else []
-        compression = grpc.Compression.Gzip if config.connections.compresses else None
-        self._public = grpc.aio.server(
-            interceptors=interceptors, options=_public_options(config.connections), compression=compression
-        )
+        self._public = grpc.aio.server(interceptors=interceptors, options=_public_options(config.connections))
         self._private = grpc.aio.server(options=_message_options(config.connections))
         self._health = grpc.aio.server(options=_connection_options(shares_port=False))
         shares_port = config.connections.shares_port
         credentials = certificates.grpc_credentials if certificates is not None else None
+        if keyring is not None and certificates is None:
+            _warn_of_plaintext(config.listen)
         self.private = [bind(self._private, address) for address in config.private_listen]
         self.public = [bind(self._public, address, credentials, shares_port) for address in config.listen]
         self.health = [bind(self._health, config.health_listen)] if config.health_listen is not None else []
@@ -93,6 +97,12 @@ class _UnknownMethods(grpc.GenericRpcHandler):
         return refusing_handler(UnknownMethodError(handler_call_details.method))
 
 
+def _warn_of_plaintext(addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if not address.startswith(_LOCAL_ADDRESSES):
+            logger.warning("API keys cross the network unencrypted, give --tls-cert and --tls-key address=%s", address)
+
+
 def _add_channelz(server: grpc.aio.Server) -> str:
     try:
         from grpc_channelz.v1 import _async, channelz_pb2, channelz_pb2_grpc  # noqa: PLC0415
@@ -103,7 +113,9 @@ def _add_channelz(server: grpc.aio.Server) -> str:
 
 
 def _public_options(config: ConnectionConfig) -> Options:
-    return [*_message_options(config), *_connection_options(config.shares_port), *_age_options(config)]
+    # A level leaves the algorithm to what the caller takes; a given algorithm would be used whether it takes it or not.
+    compression = [("grpc.default_compression_level", _LOW_COMPRESSION)] if config.compresses else []
+    return [*_message_options(config), *_connection_options(config.shares_port), *_age_options(config), *compression]
 
 
 def _message_options(config: ConnectionConfig) -> Options:

@@ -233,6 +233,31 @@ def test_markup_in_what_a_person_or_a_server_says_is_plain_text():
     assert "version [/v]" in shown
 
 
+def test_keys_are_made(tmp_path):
+    made = pagewire("keys", "new", "--name", "ana", "--file", str(tmp_path / "keys.toml"))
+    assert made.returncode == 0
+    assert 'name = "ana"' in (tmp_path / "keys.toml").read_text()
+    (key,) = made.stdout.split()
+    assert key.startswith("pw-")
+    again = pagewire("keys", "new", "--name", "ana", "--file", str(tmp_path / "keys.toml"))
+    assert (again.returncode, again.stdout) == (1, "")
+    assert pagewire("keys", "curve", "--dir", str(tmp_path / "curve")).returncode == 0
+    assert len(list((tmp_path / "curve").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--api-key-file", "/no/such/file"], "cannot read the API key from /no/such/file: No such file or directory"),
+        (["--api-key-file", "/dev/null"], "/dev/null has no API key in it"),
+        (["--tls-ca", "/no/such/file"], "cannot read /no/such/file: No such file or directory; give a PEM file"),
+    ],
+)
+def test_a_key_or_certificate_that_is_not_there_is_one_clear_line(flags, message):
+    done = pagewire("generate", "x", "-a", "127.0.0.1:1", *flags)
+    assert (done.returncode, done.stderr) == (1, f"pagewire: {message}\n")
+
+
 NO_TEXT = b"a\xff"
 
 

@@ -1,5 +1,6 @@
 """Where is every gRPC call checked, whichever service it is for? Before its handler is looked up, once per call."""
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from scheduler_service.gateway.auth.methods import is_open, role_for
 from scheduler_service.gateway.errors import refusing_handler
 from scheduler_service.gateway.exceptions import RequestError
 
+logger = logging.getLogger(__name__)
+
+_MAX_LOGGED_CHARS = 100
 _METADATA_KEY = "authorization"
 
 
@@ -38,6 +42,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
                 if role is not None:
                     caller.check_role(role, method)
             except RequestError as error:
+                logger.info("call refused method=%r reason=%s", method[:_MAX_LOGGED_CHARS], error)
                 return refusing_handler(error)
             # gRPC runs the handler in this very task.
             set_current_caller(caller)

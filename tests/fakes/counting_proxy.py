@@ -1,0 +1,55 @@
+"""How many bytes does a server send, over how many connections? A TCP relay in front of it that counts them."""
+
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+
+class CountingProxy:
+    """Relays connections to an address until its context is left.
+
+    `num_received` are the bytes that came from there, `num_connections` those there were.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self.num_received = 0
+        self.num_connections = 0
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> "CountingProxy":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one in [self._listener, *self._sockets]:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = self._listener.accept()
+                self.num_connections += 1
+                server = socket.create_connection(self._target)
+                self._sockets += [caller, server]
+                threading.Thread(target=self._relay, args=(caller, server, 0), daemon=True).start()
+                threading.Thread(target=self._relay, args=(server, caller, 1), daemon=True).start()
+
+    def _relay(self, source: socket.socket, target: socket.socket, weight: int) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                self.num_received += weight * len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

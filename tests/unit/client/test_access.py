@@ -48,5 +48,5 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         Tls(certificate="x")
     with pytest.raises(ValueError, match="give one of them"):
         Access(tls=Tls(), credentials=grpc.ssl_channel_credentials())
-    with pytest.raises(PagewireError, match="cannot read .*none.pem: No such file"):
+    with pytest.raises(PagewireError, match=r"cannot read .*none.pem: No such file"):
         Access(tls=Tls(ca=tmp_path / "none.pem"))

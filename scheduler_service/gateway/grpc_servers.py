@@ -5,6 +5,7 @@ private   a unix socket in a directory that only this user may enter: neither TL
 health    for probes that have neither certificate nor key: plaintext, grpc.health.v1 alone
 """
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 
@@ -85,9 +86,8 @@ class GrpcServers:
             await server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls, and end those that are open after the grace. Health is the last to go."""
-        for server in (self._public, self._private, self._health):
-            await server.stop(grace_s)
+        """Take no new calls, and end those that are open after the grace."""
+        await asyncio.gather(*(server.stop(grace_s) for server in self.for_health))
 
 
 class _UnknownMethods(grpc.GenericRpcHandler):

@@ -58,7 +58,7 @@ async def serve(
     certificates = Certificates(config.tls) if config.tls is not None else None
     keyring = Keyring(config.api_keys) if config.api_keys is not None else None
     servers = GrpcServers(config, certificates, keyring)
-    bound_http = bind_http(config.http) if config.http is not None else None
+    bound_http = bind_http(config.http, config.connections.shares_port) if config.http is not None else None
     health = HealthReporter(servers.for_health)
     calls = OpenCalls()
     scheduler = SchedulerClient(

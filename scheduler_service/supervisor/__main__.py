@@ -95,7 +95,7 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
         "--share-port",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="all gateways listen on PORT itself, and the kernel gives each connection to one of them",
+        help="all gateways listen on the same ports, and the kernel gives each connection to one of them",
     )
     parser.add_argument(
         "--health-listen",
@@ -105,7 +105,7 @@ def _add_service_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--http",
         metavar="HOST:PORT",
-        help="serve OpenAI's API, /healthz and /readyz here, of further gateways on PORT+1, ...; default: off",
+        help="serve OpenAI's API, /healthz and /readyz here; further gateways as with --listen; default: off",
     )
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to make the private directory for sockets")
 

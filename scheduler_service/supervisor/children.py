@@ -68,9 +68,10 @@ def _gateway(config: ServiceConfig, model: ModelSource, run_dir: Path, requests:
     flags = [part for address in listen for part in ("--listen", address)]
     flags += ["--share-port"] if config.shares_port else []
     flags += ["--drain-timeout", str(config.drain_timeout_s)]
-    for flag, address in (("--http", config.http), ("--health-listen", config.health_listen)):
-        if address is not None:
-            flags += [flag, listen_address(address, index)]
+    if config.http is not None:
+        flags += ["--http", listen_address(config.http, index, config.shares_port)]
+    if config.health_listen is not None:
+        flags += ["--health-listen", listen_address(config.health_listen, index)]
     command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
     return ChildSpec(f"gateway-{index}", command, 1 + len(listen), stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S)
 

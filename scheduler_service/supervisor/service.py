@@ -66,8 +66,12 @@ async def serve(
     if around.events is not None:
         around.events.watch_reader(loop, partial(stop.request, is_quick=True))
     check_packages()
-    single = [address for address in (config.http, config.health_listen) if address is not None]
-    check_addresses(config.listen, config.num_gateways, single, shares_port=config.shares_port)
+    check_addresses(
+        [*config.listen, *([config.http] if config.http is not None else [])],
+        config.num_gateways,
+        [config.health_listen] if config.health_listen is not None else [],
+        shares_port=config.shares_port,
+    )
     model = await _until_stopped(spec, around, stop)
     if model is None:
         return

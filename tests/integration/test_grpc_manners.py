@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -52,17 +53,18 @@ def own_scheduler(tmp_path: Path) -> Iterator[FakeScheduler]:
 
 
 @pytest.fixture
-def shared_port(
+def shared_ports(
     own_scheduler: FakeScheduler, model: Path, tmp_path: Path
-) -> Iterator[tuple[str, list[GatewayProcess]]]:
-    """Two gateways on one port: where, and which."""
-    address = f"127.0.0.1:{free_port()}"
-    flags = ("--listen", address, "--share-port")
+) -> Iterator[tuple[str, str, list[GatewayProcess]]]:
+    """Two gateways on one port for gRPC and one for HTTP: where, and which."""
+    port = free_port(2)
+    address, http = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
+    flags = ("--listen", address, "--http", http, "--share-port")
     with (
         GatewayProcess(model, own_scheduler.address, tmp_path / "log0", *flags) as first,
         GatewayProcess(model, own_scheduler.address, tmp_path / "log1", *flags) as second,
     ):
-        yield address, [first, second]
+        yield address, http, [first, second]
 
 
 def incarnation(channel: grpc.Channel) -> str:
@@ -156,8 +158,8 @@ def test_a_stream_that_outlives_the_grace_is_resumed(own_scheduler: FakeSchedule
             assert stream.completion.token_ids == (5, 6)
 
 
-def test_gateways_share_a_port(shared_port: tuple[str, list[GatewayProcess]]) -> None:
-    address, gateways = shared_port
+def test_gateways_share_a_port(shared_ports: tuple[str, str, list[GatewayProcess]]) -> None:
+    address, http, gateways = shared_ports
     answered = set()
 
     def connect_again() -> bool:
@@ -170,6 +172,8 @@ def test_gateways_share_a_port(shared_port: tuple[str, list[GatewayProcess]]) ->
     gateways[0].process.wait()
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         assert incarnation(channel) in answered
+    with urlopen(f"http://{http}/healthz", timeout=TIMEOUT_S) as answer:
+        assert answer.status == 200
 
 
 def test_gateways_behind_one_name_take_calls_in_turn(own_scheduler: FakeScheduler, model: Path, tmp_path: Path) -> None:

@@ -28,9 +28,12 @@ class BoundHttp:
     address: str
 
 
-def bind_http(address: str) -> BoundHttp:
+def bind_http(address: str, shares_port: bool = False) -> BoundHttp:
     """Listen at HOST:PORT, on all addresses that the host has; port 0 takes a free one.
 
+    Args:
+        address: where.
+        shares_port: other processes of this user may listen there as well.
     Raises:
         StartError: the address cannot be used.
     """
@@ -40,7 +43,7 @@ def bind_http(address: str) -> BoundHttp:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, socket_address in dict.fromkeys(found):
             taken = (socket_address[0], port, *socket_address[2:])
-            sockets.append(_listen(family, taken))
+            sockets.append(_listen(family, taken, shares_port))
             port = sockets[0].getsockname()[1]
     except (OSError, OverflowError, UnicodeError) as error:
         for listener in sockets:
@@ -101,10 +104,11 @@ class _QuietServer(uvicorn.Server):
         yield
 
 
-def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
+def _listen(family: int, address: tuple[object, ...], shares_port: bool) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shares_port))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _TCP_KEEPALIVE:
             listener.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -82,11 +82,16 @@ def test_gateways_listen_side_by_side():
 
 def test_gateways_share_a_port_when_asked():
     config = ServiceConfig(
-        ("127.0.0.1:50051", "unix:/a.sock"), 2, parse(), health_listen="127.0.0.1:7", shares_port=True
+        ("127.0.0.1:50051", "unix:/a.sock"),
+        2,
+        parse(),
+        http="127.0.0.1:5",
+        health_listen="127.0.0.1:7",
+        shares_port=True,
     )
     second = {child.name: child for child in service_children(config, MODEL, Path("/run/x"))}["gateway-1"]
     assert "--listen 127.0.0.1:50051 --listen unix:/a.sock.1 --share-port" in flags_of(second)
-    assert "--health-listen 127.0.0.1:8" in flags_of(second)
+    assert "--http 127.0.0.1:5 --health-listen 127.0.0.1:8" in flags_of(second)
     assert second.num_announced == 3
 
 

@@ -4,16 +4,25 @@ from scheduler_service.gateway.auth.caller import Role
 
 # Probes have no keys.
 _OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+_OPEN_METHODS = frozenset(
+    {
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+        "/vllm.grpc.engine.VllmEngine/HealthCheck",
+    }
+)
 # What any key may ask for.
 _ANY_ROLE_SERVICES = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"})
-# What tells of other callers, or has effects on them.
+# What tells of other callers, as the token ids of cached prompts do, or has effects on them.
 _ADMIN_SERVICES = frozenset({"grpc.channelz.v1.Channelz"})
-_ADMIN_METHODS = frozenset({"/vllm.grpc.engine.VllmEngine/FlushCache"})
+_ADMIN_METHODS = frozenset(
+    {"/vllm.grpc.engine.VllmEngine/FlushCache", "/vllm.grpc.engine.VllmEngine/SubscribeKvEvents"}
+)
 
 
 def is_open(method: str) -> bool:
     """Whether a method ("/package.Service/Method") is for everybody."""
-    return _service(method) in _OPEN_SERVICES
+    return method in _OPEN_METHODS or _service(method) in _OPEN_SERVICES
 
 
 def role_for(method: str) -> Role | None:

@@ -158,10 +158,13 @@ def test_priority_is_bounded_by_the_key() -> None:
 
 def test_only_health_is_open_and_a_method_that_nobody_named_needs_a_role() -> None:
     assert is_open("/grpc.health.v1.Health/Check")
+    assert is_open("/inference.GRPCInferenceService/ServerLive")
+    assert not is_open("/inference.GRPCInferenceService/ModelInfer")
     assert not is_open("/grpc.health.v1.HealthX/Check")
     assert not is_open("/new.Service/Method")
     assert role_for("/new.Service/Method") is Role.GENERATE
     assert role_for("/grpc.channelz.v1.Channelz/GetServers") is Role.ADMIN
+    assert role_for("/vllm.grpc.engine.VllmEngine/SubscribeKvEvents") is Role.ADMIN
     assert role_for("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo") is None
 
 

@@ -93,6 +93,29 @@ def test_requests_and_responses_have_limits(own_scheduler: FakeScheduler, model:
         assert text.text == "x" * 900
 
 
+def test_a_response_over_the_limit_ends_its_stream_alone(
+    own_scheduler: FakeScheduler, model: Path, tmp_path: Path
+) -> None:
+    flags = ("--max-response-bytes", "300")
+    with GatewayProcess(model, own_scheduler.address, tmp_path / "log", *flags) as gateway:
+        gateway.wait_until_serving()
+        stub = gateway.stub()
+        calls = [stub.Generate(generate_pb2.GenerateRequest(text="x"), timeout=TIMEOUT_S) for _ in range(2)]
+        large, small = own_scheduler.take(Submit).stream_id, own_scheduler.take(Submit).stream_id
+        token_ids = byte_level_ids(b"x")
+        own_scheduler.send_tokens([(large, token_ids[0])] * 400)
+        assert own_scheduler.take(Abort).stream_ids == (large,)
+        own_scheduler.send_tokens([(small, token_ids[0])], stop_at_length(small))
+        ends = []
+        for call in calls:
+            try:
+                ends.append(list(call)[-1].WhichOneof("event"))
+            except grpc.RpcError as error:
+                ends.append(error.code())
+        assert sorted(map(str, ends)) == ["StatusCode.RESOURCE_EXHAUSTED", "finished"]
+    assert "Traceback" not in gateway.log_text()
+
+
 @pytest.mark.parametrize("compression", ["gzip", "none"])
 def test_responses_are_compressed_for_callers_that_take_it(
     own_scheduler: FakeScheduler, model: Path, tmp_path: Path, compression: str

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pagewire.ipc.curve import check_keys
+
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 ATTENTION_BACKENDS = ("auto", "triton", "flash_attn", "torch", "cpu")
@@ -52,6 +54,7 @@ class WorkerConfig:
     curve_keys: Path | None = None
 
     def __post_init__(self) -> None:
+        check_keys(self.scheduler_address, self.curve_keys)
         _require_known("device", self.device, DEVICES)
         _require_known("dtype", self.dtype, DTYPES)
         _require_known("attention backend", self.attention_backend, ATTENTION_BACKENDS)

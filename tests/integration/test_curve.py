@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pagewire.ipc.codec import ANY, Codec, new_incarnation
 from pagewire.ipc.curve import CurveError, leaves_machine, read_pair, secure_client, secure_server
 from pagewire.ipc.requests import GatewayMessage, Hello
 from pagewire.v1 import inference_pb2
+from pagewire_client import Client, SamplingParams
 from scheduler_service.core import curve_keys
 from scheduler_service.core.curve_gate import CurveGate
 from scheduler_service.core.sockets import Server
@@ -22,6 +24,7 @@ from tests.fakes.gateway_process import TIMEOUT_S, GatewayProcess, gateway_comma
 from tests.fakes.patience import PATIENCE_S, wait_until
 from tests.fakes.tiny_model import write_tiny_model
 from tests.integration.test_gateway_process import run_to_failure
+from tests.unit.gpu_worker.tiny_checkpoint import complete_greedily, write_checkpoint
 
 EVERYWHERE = "tcp://0.0.0.0:0"
 
@@ -183,26 +186,52 @@ def test_processes_refuse_to_start_without_keys(tmp_path: Path) -> None:
         assert "can be reached from other machines" in line
 
 
-def test_a_gateway_finds_its_scheduler_over_a_network(keys: Path, tmp_path: Path) -> None:
+@contextmanager
+def scheduler_on_a_network(keys: Path, log: Path) -> Iterator[tuple[str, str]]:
+    """A scheduler on all addresses of this machine; where gateways and where workers find it."""
+    command = scheduler_command("--worker-address", EVERYWHERE, "--curve-keys", str(keys))
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    try:
+        assert process.stdout is not None
+        requests, workers = re.findall(r"=tcp://0.0.0.0:(\d+)", process.stdout.readline())
+        yield f"tcp://127.0.0.1:{requests}", f"tcp://127.0.0.1:{workers}"
+    finally:
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 0
+        process.stdout.close()
+
+
+def test_processes_of_one_deployment_work_together_over_a_network(keys: Path, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "weights")
+    known = ("--curve-keys", str(keys))
+    with scheduler_on_a_network(keys, tmp_path / "scheduler.log") as (requests, workers):
+        command = [sys.executable, "-m", "gpu_worker", "--model", str(tmp_path / "weights"), "--device", "cpu"]
+        command += ["--scheduler-address", workers, "--threads", "1", "--cpu-memory-gib", "0.1", *known]
+        worker = subprocess.Popen(command)
+        try:
+            with GatewayProcess(write_tiny_model(tmp_path / "model"), requests, tmp_path / "log", *known) as gateway:
+                gateway.wait_until_serving()
+                with Client(gateway.address) as client:
+                    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+                    answer = client.generate([5, 6, 7], params)
+        finally:
+            worker.terminate()
+            assert worker.wait(TIMEOUT_S) == 0
+    assert list(answer.token_ids) == complete_greedily(model, [5, 6, 7], 5)
+
+
+def test_a_gateway_of_another_deployment_finds_no_scheduler(keys: Path, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model")
-    strange = tmp_path / "strange"
+    strange, log = tmp_path / "strange", tmp_path / "scheduler.log"
     curve_keys.main(["--dir", str(strange)])
     (strange / "scheduler.public").write_bytes((keys / "scheduler.public").read_bytes())
-    command = scheduler_command("--worker-address", f"ipc://{tmp_path}/w", "--curve-keys", str(keys))
-    with (tmp_path / "scheduler.log").open("wb") as log:
-        scheduler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert scheduler.stdout is not None
-            found = re.search(r"requests=tcp://0.0.0.0:(\d+)", scheduler.stdout.readline())
-            assert found is not None
-            address = f"tcp://127.0.0.1:{found[1]}"
-            with GatewayProcess(model, address, tmp_path / "a", "--curve-keys", str(strange)) as stranger:
-                wait_until(lambda: "unknown key refused role=gateway" in (tmp_path / "scheduler.log").read_text())
-                with GatewayProcess(model, address, tmp_path / "b", "--curve-keys", str(keys)) as known:
-                    wait_until(lambda: "scheduler found" in known.log_text())
-                info = stranger.stub().GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
-                assert info.scheduler_incarnation == ""
-        finally:
-            scheduler.terminate()
-            assert scheduler.wait(TIMEOUT_S) == 0
-            scheduler.stdout.close()
+    with (
+        scheduler_on_a_network(keys, log) as (address, _),
+        GatewayProcess(model, address, tmp_path / "a", "--curve-keys", str(strange)) as stranger,
+    ):
+        wait_until(lambda: "unknown key refused role=gateway" in log.read_text())
+        with GatewayProcess(model, address, tmp_path / "b", "--curve-keys", str(keys)) as known:
+            wait_until(lambda: "scheduler found" in known.log_text())
+        info = stranger.stub().GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
+        assert info.scheduler_incarnation == ""

@@ -49,6 +49,16 @@ def leaves_machine(address: str) -> bool:
         return True
 
 
+def check_keys(address: str, keys: Path | None) -> None:
+    """Are there keys, if the address needs them?
+
+    Raises:
+        CurveError: there are none.
+    """
+    if _needs_keys(address, keys):
+        _folder(keys, address)
+
+
 def secure_server(socket: Any, address: str, keys: Path | None, domain: str) -> None:
     """Have a socket that is to be bound ask its peers for keys, if its address needs that, or there are keys for it.
 

@@ -83,3 +83,16 @@ class RawStream:
             return
         self.events.ids.append((found["id"] or b"").decode())
         self.events.data.append(json.loads(found["data"]))
+
+
+def post(
+    port: int, path: str, body: object, headers: dict[str, str] | None = None, method: str = "POST"
+) -> tuple[int, Any]:
+    """Status and JSON of an answer; `body` may be bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request(method, path, data, JSON_HEADERS if headers is None else headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, json.loads(content)

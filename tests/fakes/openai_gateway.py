@@ -54,11 +54,18 @@ class RawStream:
     def __init__(self, port: int, path: str, body: dict[str, Any], last_event_id: str = "") -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         headers = {**JSON_HEADERS, **({"Last-Event-ID": last_event_id} if last_event_id else {})}
-        self.connection.request("POST", path, json.dumps(body), headers)
-        self.response = self.connection.getresponse()
+        self.response = self._post(path, body, headers)
+        # The engine, or the gateway, has not come back yet: as OpenAI's clients do, ask again.
+        while self.response.status == 503:
+            self.response.read()
+            self.response = self._post(path, body, headers)
         assert self.response.status == 200, self.response.read()
         assert self.response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         self.events = Events()
+
+    def _post(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> http.client.HTTPResponse:
+        self.connection.request("POST", path, json.dumps(body), headers)
+        return self.connection.getresponse()
 
     def read(self, num_events: int | None = None) -> Events:
         """So many events more, or all there are; comments do not count."""

@@ -1,7 +1,9 @@
 """OpenAI's clients over a whole service with the demo model: the same tokens as over gRPC, whoever is killed."""
 
 import asyncio
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +18,7 @@ from tests.fakes.service_processes import child, children
 pytestmark = pytest.mark.model
 
 FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "openai.md"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 COMPLETIONS = "/v1/completions"
 
@@ -160,6 +163,21 @@ def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(service):
         wanted = choice_of([whole], index)
         assert choice_of([cut, middle, rest], index) == wanted
         assert len(wanted[1]) == 60
+
+
+def test_a_plain_http_client_resumes_as_the_documentation_says(service):
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)[1], names)
+    base_urls = [f"http://{address}/v1" for address in service.http_addresses]
+    body = {"prompt": GOLDEN[1]["prompt_ids"], "max_tokens": 64, "temperature": 0, "stream": True}
+    extra = {"ignore_eos": True, "return_token_ids": True}
+    token_ids: list[int] = []
+    for number, chunk in enumerate(names["stream_chunks"](base_urls, body | extra)):
+        token_ids += chunk["choices"][0].get("token_ids", ())
+        if number in (5, 10):
+            for gateway in children(service, "scheduler_service.gateway"):
+                gateway.kill()
+    assert token_ids == GOLDEN[1]["output_ids"]
 
 
 def choice_of(pieces, index):

@@ -17,7 +17,7 @@ from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
 
-FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
+FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "info", "--gateways", "2"]
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "openai.md"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 COMPLETIONS = "/v1/completions"

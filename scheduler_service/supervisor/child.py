@@ -18,6 +18,7 @@ _READ_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 14
 _DRAIN_S = 1.0
 _LISTENING_PREFIX = "gateway listening address="
+_HTTP_PREFIX = "gateway http address="
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class ChildSpec:
     """How to start one process.
 
     Attributes:
-        num_announced: listening lines that it prints once it works.
+        num_announced: addresses that it prints once it works.
         stops_first: it is ended before the others, whose help it may need to finish what it does.
         group: processes of one group live and die together; by default it is a group of its own.
         max_quiet_s: it takes --supervisor-fd and sends heartbeats there, and hangs if its main thread makes no progress
@@ -43,14 +44,15 @@ class ChildSpec:
 class Child:
     """One start of one process, in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone.
 
-    `addresses` are the listening lines so far, `last_line` the last thing it said on standard error, `end` how it
-    ended, in words. A cancelled `run` sends `stop_signal`, and SIGKILL `grace_s` later.
+    `addresses` are those it said so far, `http_addresses` those for HTTP, `last_line` the last thing it said on
+    standard error, `end` how it ended, in words. A cancelled `run` sends `stop_signal`, and SIGKILL `grace_s` later.
     """
 
     def __init__(self, spec: ChildSpec, write_line: Callable[[str, str], None], grace_s: float) -> None:
         self.spec = spec
         self.grace_s = grace_s
         self.addresses: list[str] = []
+        self.http_addresses: list[str] = []
         self.last_line = ""
         self.end = ""
         self.stop_signal = signal.SIGTERM
@@ -73,8 +75,8 @@ class Child:
 
     @property
     def has_announced(self) -> bool:
-        """All its listening lines have come."""
-        return len(self.addresses) >= self.spec.num_announced
+        """It has said all its addresses."""
+        return len(self.addresses) + len(self.http_addresses) >= self.spec.num_announced
 
     async def run(self) -> int:
         """Start the process and wait for its end; gives its exit status, negative for a signal.
@@ -172,6 +174,8 @@ class Child:
     def _take_stdout(self, line: str) -> None:
         if line.startswith(_LISTENING_PREFIX):
             self.addresses.append(line.removeprefix(_LISTENING_PREFIX))
+        elif line.startswith(_HTTP_PREFIX):
+            self.http_addresses.append(line.removeprefix(_HTTP_PREFIX))
         else:
             logger.debug("child said name=%s line=%r", self.spec.name, line)
 

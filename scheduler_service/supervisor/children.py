@@ -73,7 +73,8 @@ def _gateway(config: ServiceConfig, model: ModelSource, run_dir: Path, requests:
     if config.health_listen is not None:
         flags += ["--health-listen", listen_address(config.health_listen, index)]
     command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
-    return ChildSpec(f"gateway-{index}", command, 1 + len(listen), stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S)
+    name, num_announced = f"gateway-{index}", 1 + len(listen) + (config.http is not None)
+    return ChildSpec(name, command, num_announced, stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S)
 
 
 def listen_address(address: str, gateway: int, shares_port: bool = False) -> str:

@@ -4,7 +4,7 @@ import importlib.util
 
 from scheduler_service.supervisor.errors import ServiceError
 
-_NEEDED_MODULES = ("zmq", "msgspec", "tokenizers", "torch")
+_NEEDED_MODULES = ("zmq", "msgspec", "tokenizers", "pydantic", "starlette", "uvicorn", "torch")
 
 
 def check_packages() -> None:

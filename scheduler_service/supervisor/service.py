@@ -83,10 +83,11 @@ async def serve(
 async def _run(
     model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: Stop
 ) -> None:
-    def announce(addresses: list[str]) -> None:
-        logger.info("serving model=%s addresses=%s", model.name, ",".join(addresses))
+    def announce(addresses: list[str], http_addresses: list[str]) -> None:
+        openai = f" openai={','.join(f'http://{address}/v1' for address in http_addresses)}" if http_addresses else ""
+        logger.info("serving model=%s addresses=%s%s", model.name, ",".join(addresses), openai)
         if around.events is not None:
-            around.events.ready(model.name, addresses)
+            around.events.ready(model.name, addresses, http_addresses)
 
     def stop_or_kill(number: int) -> None:
         if stop.is_set:

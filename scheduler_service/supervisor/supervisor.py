@@ -46,7 +46,8 @@ class Supervisor:
         specs: the processes.
         probe: asks the first gateway about the engine.
         output: where the processes' lines and the start's progress go.
-        on_ready: called once, with the gateways' addresses, when the service first can take requests.
+        on_ready: called once, with the gateways' addresses for gRPC and for HTTP, when the service first can take
+            requests.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Supervisor:
         specs: Sequence[ChildSpec],
         probe: Probe,
         output: Output,
-        on_ready: Callable[[list[str]], None],
+        on_ready: Callable[[list[str], list[str]], None],
         timing: Timing,
     ) -> None:
         self._specs = specs
@@ -186,7 +187,7 @@ class Supervisor:
         self._output.end_progress(is_done=True)
         if not self._was_ready:
             self._was_ready = True
-            self._on_ready(self._addresses())
+            self._on_ready(self._addresses(), [a for c in self._children.values() for a in c.http_addresses])
 
     def _gateways_announced(self) -> bool:
         return len(self._children) == len(self._specs) and all(c.has_announced for c in self._children.values())

@@ -54,11 +54,18 @@ class RawStream:
     def __init__(self, port: int, path: str, body: dict[str, Any], last_event_id: str = "") -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         headers = {**JSON_HEADERS, **({"Last-Event-ID": last_event_id} if last_event_id else {})}
-        self.connection.request("POST", path, json.dumps(body), headers)
-        self.response = self.connection.getresponse()
+        self.response = self._post(path, body, headers)
+        # The engine, or the gateway, has not come back yet: as OpenAI's clients do, ask again.
+        while self.response.status == 503:
+            self.response.read()
+            self.response = self._post(path, body, headers)
         assert self.response.status == 200, self.response.read()
         assert self.response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
         self.events = Events()
+
+    def _post(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> http.client.HTTPResponse:
+        self.connection.request("POST", path, json.dumps(body), headers)
+        return self.connection.getresponse()
 
     def read(self, num_events: int | None = None) -> Events:
         """So many events more, or all there are; comments do not count."""
@@ -83,3 +90,16 @@ class RawStream:
             return
         self.events.ids.append((found["id"] or b"").decode())
         self.events.data.append(json.loads(found["data"]))
+
+
+def post(
+    port: int, path: str, body: object, headers: dict[str, str] | None = None, method: str = "POST"
+) -> tuple[int, Any]:
+    """Status and JSON of an answer; `body` may be bytes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request(method, path, data, JSON_HEADERS if headers is None else headers)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, json.loads(content)

@@ -51,26 +51,21 @@ class BodyReader:
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, message) from None
 
     async def _read(self, request: Request) -> bytes:
-        body = bytearray()
+        body, num_dropped = bytearray(), 0
         try:
             async for part in request.stream():
-                if len(body) + len(part) > self._max_bytes:
-                    await self._drop_rest(request)
-                    raise HttpError(
-                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                        f"the body is larger than the {self._max_bytes} bytes of --max-message-bytes",
-                    )
+                if num_dropped or len(body) + len(part) > self._max_bytes:
+                    num_dropped += len(part)
+                    if num_dropped > _MAX_DROPPED_BYTES:
+                        break
+                    continue
                 self._num_bytes += len(part)
                 body += part
                 if self._num_bytes > self._max_total_bytes:
                     raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests come in: try again later")
         finally:
             self._num_bytes -= len(body)
+        if num_dropped:
+            message = f"the body is larger than the {self._max_bytes} bytes of --max-message-bytes"
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         return bytes(body)
-
-    async def _drop_rest(self, request: Request) -> None:
-        num_bytes = 0
-        async for part in request.stream():
-            num_bytes += len(part)
-            if num_bytes > _MAX_DROPPED_BYTES:
-                return

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -12,9 +11,6 @@ from starlette.responses import Response
 from scheduler_service.gateway import exceptions
 
 logger = logging.getLogger(__name__)
-
-NameOf = Callable[[str], str]
-"""From a field of GenerateRequest to the parameter that a caller knows."""
 
 
 class HttpError(Exception):
@@ -51,6 +47,9 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.StreamChangedError: _Kind(HTTPStatus.CONFLICT, "stream_changed"),
     exceptions.SequenceFailedError: _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "sequence_failed"),
 }
+_UNEXPECTED_MESSAGE = "the gateway failed on this request; its log says why"
+# Messages may quote what callers sent.
+_MAX_MESSAGE_CHARS = 500
 _UNEXPECTED = _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error")
 # Of OpenAI's API; every other status below 500 is an invalid_request_error.
 _TYPES = {
@@ -67,24 +66,18 @@ def error_body(status: HTTPStatus, message: str, *, param: str | None = None, co
     return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def error_event(error: Exception, name_of: NameOf) -> bytes:
+def error_event(error: Exception) -> bytes:
     """The same for an error in the middle of a stream. One that is not a RequestError tells the caller nothing."""
     if isinstance(error, HttpError):
         return error_body(error.status, str(error))
     kind = _kind(error)
-    param, message = _param_and_message(error, name_of)
-    return error_body(kind.status, message, param=param, code=kind.code)
+    return error_body(kind.status, _message(error), param=_param(error), code=kind.code)
 
 
-def error_response(error: Exception, name_of: NameOf = lambda field: field) -> Response:
-    """The answer for an exception.
-
-    Args:
-        error: one that nobody expected is logged with its traceback.
-        name_of: what the caller calls a field.
-    """
+def error_response(error: Exception) -> Response:
+    """The answer for an exception."""
     status = error.status if isinstance(error, HttpError) else _kind(error).status
-    return Response(error_event(error, name_of), status.value, _retry_headers(error), "application/json")
+    return Response(error_event(error), status.value, _retry_headers(error), "application/json")
 
 
 def note_unexpected(error: Exception) -> None:
@@ -97,20 +90,19 @@ def _kind(error: Exception) -> _Kind:
     return _KINDS.get(type(error), _UNEXPECTED) if isinstance(error, exceptions.RequestError) else _UNEXPECTED
 
 
-def _param_and_message(error: Exception, name_of: NameOf) -> tuple[str | None, str]:
+def _param(error: Exception) -> str | None:
     match error:
-        case exceptions.InvalidArgumentError():
-            param = name_of(error.field)
-            return param or None, f"{param}: {error.problem}" if param else error.problem
-        case exceptions.NotServedError():
-            param = name_of(error.field)
-            return param, f"{param} is not served yet: leave it out"
+        case exceptions.InvalidArgumentError() | exceptions.NotServedError():
+            return error.field or None
         case exceptions.UnknownModelError():
-            return "model", str(error)
-        case exceptions.RequestError():
-            return None, str(error)
+            return "model"
         case _:
-            return None, "the gateway failed on this request; its log says why"
+            return None
+
+
+def _message(error: Exception) -> str:
+    text = str(error) if isinstance(error, exceptions.RequestError) else _UNEXPECTED_MESSAGE
+    return text if len(text) <= _MAX_MESSAGE_CHARS else text[: _MAX_MESSAGE_CHARS - 1] + "…"
 
 
 def _retry_headers(error: Exception) -> dict[str, str]:

@@ -4,7 +4,6 @@ A parameter that is null counts as left out, so none has None as a value that me
 pagewire.v1 states too are checked where its requests are; here are types, and what the wire types cannot hold.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
@@ -96,7 +95,7 @@ class GenerationBody(_Strict):
     temperature: float | None = None
     top_p: float | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: Annotated[Sequence[str], BeforeValidator(_texts)] = ()
+    stop: Annotated[list[str], BeforeValidator(_texts)] = []
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = {}

@@ -40,6 +40,8 @@ def to_requests(
             request.token_ids.ids.extend(prompt)
         own_id = f"{request_id}.{index}" if index else request_id
         own_seed = (seed if body.seed is not None else seed + index * body.n) % _SEED_RANGE
+        if body.seed is not None:
+            request.sampling.seed = body.seed % _SEED_RANGE
         if is_resumed:
             request.resume.request_id, request.resume.seed = own_id, own_seed
         else:

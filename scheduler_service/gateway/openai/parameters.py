@@ -2,6 +2,8 @@
 
 import re
 
+from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
+
 _NAMES = {
     "stopping.include_stop": "include_stop_str_in_output",
     "chat": "messages",
@@ -22,14 +24,16 @@ _CHAT_NAMES = {"prompt": "messages", "token_ids.ids": "messages", "output.logpro
 _GROUP = re.compile(r"^(?:sampling|stopping|output)\.")
 
 
-def completion_parameter(field: str) -> str:
-    """For POST /v1/completions."""
-    return _name(field, _NAMES)
-
-
-def chat_parameter(field: str) -> str:
-    """For POST /v1/chat/completions."""
-    return _name(field, _NAMES | _CHAT_NAMES)
+def in_callers_terms(error: Exception, *, is_chat: bool) -> Exception:
+    """The same error, about the parameter that the caller knows."""
+    names = _NAMES | _CHAT_NAMES if is_chat else _NAMES
+    match error:
+        case InvalidArgumentError():
+            return InvalidArgumentError(_name(error.field, names), error.problem)
+        case NotServedError():
+            return NotServedError(_name(error.field, names))
+        case _:
+            return error
 
 
 def _name(field: str, names: dict[str, str]) -> str:

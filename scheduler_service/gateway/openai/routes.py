@@ -11,16 +11,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from scheduler_service.gateway.exceptions import InvalidArgumentError
+from scheduler_service.gateway.exceptions import InvalidArgumentError, RequestError
 from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.http.body import BodyReader
 from scheduler_service.gateway.http.connected import CallerGoneError, run_while_connected
-from scheduler_service.gateway.http.errors import HttpError, NameOf, error_event, error_response, note_unexpected
+from scheduler_service.gateway.http.errors import HttpError, error_event, error_response, note_unexpected
 from scheduler_service.gateway.http.event_stream import EventStream
 from scheduler_service.gateway.openai.answers import StreamedAnswer, Task, answer_whole
 from scheduler_service.gateway.openai.bodies import ChatCompletionBody, CompletionBody
 from scheduler_service.gateway.openai.conversion import read_prompt, to_requests
-from scheduler_service.gateway.openai.parameters import chat_parameter, completion_parameter
+from scheduler_service.gateway.openai.parameters import in_callers_terms
 from scheduler_service.gateway.openai.parsing import parse_body
 from scheduler_service.gateway.openai.position import ChoicePosition, Position, parse_event_id
 from scheduler_service.gateway.openai.shapes import ChatShape, CompletionShape, Shape
@@ -61,12 +61,12 @@ class OpenAiApi:
         self._created_s = int(time.time())
 
     def routes(self) -> list[Route]:
-        """All paths. Each goes through `_answered`, so what holds for every call of the API is said there."""
+        """All paths. Each goes through `_answered`."""
         return [
             Route("/v1/models", _answered(self._list_models)),
             Route("/v1/models/{name:path}", _answered(self._get_model)),
-            Route("/v1/completions", _answered(self._complete, completion_parameter), methods=["POST"]),
-            Route("/v1/chat/completions", _answered(self._chat, chat_parameter), methods=["POST"]),
+            Route("/v1/completions", _answered(self._complete), methods=["POST"]),
+            Route("/v1/chat/completions", _answered(self._chat), methods=["POST"]),
             Route("/v1/embeddings", _answered(self._embed), methods=["POST"]),
         ]
 
@@ -87,25 +87,27 @@ class OpenAiApi:
     async def _complete(self, request: Request) -> ASGIApp:
         body = parse_body(CompletionBody, await self._bodies.read_json(request))
         shape = CompletionShape(body, self._model.name, self._model.tokenizer)
-        return await self._answer(request, body, shape, completion_parameter)
+        return await self._answer(request, body, shape)
 
     async def _chat(self, request: Request) -> ASGIApp:
         body = parse_body(ChatCompletionBody, await self._bodies.read_json(request))
         shape = ChatShape(body, self._model.name, self._model.tokenizer)
-        return await self._answer(request, body, shape, chat_parameter)
+        return await self._answer(request, body, shape)
 
-    async def _answer(
-        self, request: Request, body: CompletionBody | ChatCompletionBody, shape: Shape, name_of: NameOf
-    ) -> ASGIApp:
+    async def _answer(self, request: Request, body: CompletionBody | ChatCompletionBody, shape: Shape) -> ASGIApp:
         self._model.check_name(body.model)
-        task = await self._to_task(request, body)
-        headers = {"x-request-id": task.position.request_id}
-        if not body.stream:
+        try:
+            task = await self._to_task(request, body)
+            if body.stream:
+                return self._stream(task, body, shape)
             answer = await run_while_connected(request.receive, answer_whole(task, self._generator, shape))
-            return Response(answer, headers=headers, media_type="application/json")
+        except RequestError as error:
+            raise in_callers_terms(error, is_chat=isinstance(body, ChatCompletionBody)) from error
+        return Response(answer, headers=_headers(task), media_type="application/json")
 
-        async def stream(scope: Scope, receive: Receive, send: Send) -> None:
-            events = EventStream(send, headers)
+    def _stream(self, task: Task, body: CompletionBody | ChatCompletionBody, shape: Shape) -> ASGIApp:
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            events = EventStream(send, _headers(task))
             answer = StreamedAnswer(task, self._generator, shape, events, body)
             try:
                 await run_while_connected(receive, answer.run())
@@ -113,13 +115,14 @@ class OpenAiApi:
                 return
             except Exception as error:
                 note_unexpected(error)
+                told = in_callers_terms(error, is_chat=isinstance(body, ChatCompletionBody))
                 if not events.has_begun:
-                    await error_response(error, name_of)(scope, receive, send)
+                    await error_response(told)(scope, receive, send)
                     return
-                await events.send(error_event(error, name_of))
+                await events.send(error_event(told))
                 await events.end()
 
-        return stream
+        return respond
 
     async def _to_task(self, request: Request, body: CompletionBody | ChatCompletionBody) -> Task:
         num_prompts = len(body.prompt) if isinstance(body, CompletionBody) else 1
@@ -144,7 +147,11 @@ def _request_id(request: Request) -> str:
     return own if _CALLERS_ID.fullmatch(own) else secrets.token_hex(16)
 
 
-def _answered(handle: Handler, name_of: NameOf = str) -> Callable[[Request], Awaitable[ASGIApp]]:
+def _headers(task: Task) -> dict[str, str]:
+    return {"x-request-id": task.position.request_id}
+
+
+def _answered(handle: Handler) -> Callable[[Request], Awaitable[ASGIApp]]:
     """Around every call of the API: exceptions become answers."""
 
     async def answer(request: Request) -> ASGIApp:
@@ -154,7 +161,7 @@ def _answered(handle: Handler, name_of: NameOf = str) -> Callable[[Request], Awa
             return _nothing
         except Exception as error:
             note_unexpected(error)
-            return error_response(error, name_of)
+            return error_response(error)
 
     return answer
 

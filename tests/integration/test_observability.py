@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,20 @@ def test_a_trace_goes_through_all_processes(service: ObservedService, collector:
     assert scheduler.attributes["gen_ai.response.id"] == worker.attributes["gen_ai.response.id"] == request_id
     assert scheduler.attributes["gen_ai.usage.output_tokens"] == worker.attributes["pagewire.num_steps"] == 10
     assert SECRET not in str([span.span for span in found.values()])
+
+
+def test_a_trace_that_comes_over_http_goes_on(service: ObservedService, collector: OtlpCollector) -> None:
+    trace_id, before = "5af7651916cd43dd8448eb211c80319c", service.scrape()
+    body = json.dumps({"model": "tiny", "prompt": SECRET, "max_tokens": 4}).encode()
+    headers = {"Content-Type": "application/json", "traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    address = f"http://127.0.0.1:{service.http}/v1/completions"
+    with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=PATIENCE_S) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] > 0
+    names = {"text_completion tiny", "scheduler", "worker"}
+    found = of_trace(collector.wait_for(lambda spans: of_trace(spans, trace_id).keys() >= names), trace_id)
+    assert found["text_completion tiny"].span.parent_span_id.hex() == "b7ad6b7169203331"
+    calls = {"protocol": "http", "method": "/v1/completions", "code": "200"}
+    service.wait_until(lambda: increase(before, service.scrape(), "pagewire:calls_total", **calls) == 1)
 
 
 def test_the_phases_of_a_trace_fill_the_time_in_the_scheduler(

@@ -30,8 +30,9 @@ class EngineMetrics:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            # Who asks next asks anew.
-            answer.cancel()
+            # Others may still wait for it, but who asks next asks anew.
+            if self._answer is answer:
+                self._answer = None
             return None
 
     def take(self, values: MetricValues) -> None:

@@ -137,8 +137,7 @@ class Generator:
                 await stream.accepted()
             await write(_accepted(generations[0], self._model.name))
             if span is not None:
-                span.accept(generations[0])
-                write = _noting(write, span)
+                write = _noting(write, span, generations[0])
             for response in _echoes(generations):
                 await write(response)
             finished = _finished(streams, await _relay_all(streams, write, use_tokens))
@@ -164,8 +163,9 @@ class Generator:
             )
 
 
-def _noting(write: Write, span: "GenerateSpan") -> Write:
-    """Write, and have the span note the output."""
+def _noting(write: Write, span: "GenerateSpan", accepted: Generation) -> Write:
+    """Have the span note that the request is accepted; what is returned writes, and has it note the output."""
+    span.accept(accepted)
 
     async def note(response: generate_pb2.GenerateResponse) -> None:
         if response.HasField("delta"):

@@ -1,7 +1,6 @@
 """Command line of the worker process."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -10,7 +9,9 @@ from types import FrameType
 
 from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
 from gpu_worker.cpu_limits import usable_cores
+from pagewire.ipc.logs import LogFormat, configure_logging
 from pagewire.ipc.supervision import Heart
+from pagewire.ipc.tracing import TracingError, open_tracer
 
 # How often an idle thread of the OpenMP runtime looks for work before it sleeps: for about 80 us, longer than the gap
 # between two kernels of a step. By default it looks for some ms, and so keeps a core from the very thread that it waits
@@ -27,12 +28,11 @@ def main() -> int:
     # Python's own handler would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     arguments = _parse()
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    configure_logging(f"worker-{arguments.rank}", arguments.log_level, arguments.log_format)
     try:
         config = _config(arguments)
-    except ValueError as error:
+        tracer = open_tracer(arguments.otlp_endpoint, f"worker-{arguments.rank}", os.environ)
+    except (ValueError, TracingError) as error:
         return _fail(str(error))
     heart = Heart(arguments.supervisor_fd)
     heart.start()
@@ -49,7 +49,7 @@ def main() -> int:
         signal.signal(signum, _stop)
     status = 1
     try:
-        failure = obstacle_to_device(config.device) or run_worker(config, heart)
+        failure = obstacle_to_device(config.device) or run_worker(config, heart, tracer)
         status = 0 if failure is None else _fail(failure)
         return status
     except SystemExit:
@@ -111,9 +111,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for a scheduler that is reached over a network"
     )
+    parser.add_argument("--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, over HTTP")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-format", default=LogFormat.TEXT, choices=tuple(LogFormat), help="json: an object a line")
     return parser.parse_args()
 
 

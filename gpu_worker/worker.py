@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -40,6 +41,10 @@ from pagewire.ipc.steps import (
 )
 from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
 from pagewire.ipc.trace import NO_TRACE, Recorder
+
+if TYPE_CHECKING:
+    from gpu_worker.slot_spans import SlotSpans
+    from pagewire.ipc.spans import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,7 @@ class Worker:
         patience_s: a step of several ranks that runs for longer waits for a rank that is gone or hangs.
         recorder: told what launching and answering each step takes.
         heart: told what is begun and done.
+        spans: told of each step, if this worker traces.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class Worker:
         patience_s: float,
         recorder: Recorder = NO_TRACE,
         heart: Heart = NO_HEART,
+        spans: "SlotSpans | None" = None,
     ) -> None:
         self._hello = hello
         self._runner = runner
@@ -87,6 +94,7 @@ class Worker:
         self._patience_s = patience_s if hello.world_size > 1 else float("inf")
         self._recorder = recorder
         self._heart = heart
+        self._spans = spans
         self._scheduler = ANY
         self._left: tuple[LeftSequence, ...] = ()
         self._pending: deque[PendingStep] = deque()
@@ -109,6 +117,8 @@ class Worker:
         finally:
             self._link.close(linger_s)
             self._recorder.close()
+            if self._spans is not None:
+                self._spans.close()
 
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
@@ -117,6 +127,8 @@ class Worker:
             self._take(envelope)
         elif not self._pending:
             self._link.send(self._hello, ANY)
+            if self._spans is not None:
+                self._spans.note_idle()
             self._note_rest()
         if self._pending and (self._pending[0].is_done or len(self._pending) >= _MOST_PENDING):
             self._answer(self._pending.popleft())
@@ -155,6 +167,8 @@ class Worker:
                 self._heart.note(ProcessState.BUSY, f"step {message.step_id}")
             start = self._recorder.now()
             self._pending.append(self._runner.launch(message))
+            if self._spans is not None:
+                self._spans.note_launch(message, self._pending[-1].launched_s)
             self._recorder.add("launch", start, message.step_id)
 
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
@@ -177,7 +191,8 @@ class Worker:
         span_ns = step.device_span_ns()
         if span_ns is not None:
             self._recorder.add_device_step(span_ns, output.step_id)
-
+        if self._spans is not None:
+            self._spans.note_answer(step.launched_s, time.monotonic())
         self._heart.note_step()
         if self._pending:
             self._heart.note(ProcessState.BUSY, f"step {self._pending[0].step_id}")
@@ -208,7 +223,7 @@ class Worker:
         return report
 
 
-def run_worker(config: WorkerConfig, heart: Heart = NO_HEART) -> str | None:
+def run_worker(config: WorkerConfig, heart: Heart = NO_HEART, tracer: "Tracer | None" = None) -> str | None:
     """Run a worker until it fails; returns why, in one line."""
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
@@ -216,10 +231,19 @@ def run_worker(config: WorkerConfig, heart: Heart = NO_HEART) -> str | None:
         recorder = Recorder(f"worker-{config.rank}", config.trace_dir)
         link = SchedulerLink(config.scheduler_address, config.curve_keys)
         heart.incarnation = link.incarnation.hex()
-        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart).run()
+        spans = _slot_spans(tracer, config.rank)
+        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart, spans).run()
     except Exception as error:
         return _describe(error)
     return None
+
+
+def _slot_spans(tracer: "Tracer | None", rank: int) -> "SlotSpans | None":
+    if tracer is None:
+        return None
+    from gpu_worker.slot_spans import SlotSpans  # noqa: PLC0415 (imports OpenTelemetry)
+
+    return SlotSpans(tracer, rank)
 
 
 def _describe(error: Exception) -> str:

@@ -30,6 +30,7 @@ from pagewire.ipc.steps import (
 )
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop
+from scheduler_service.core.metrics.engine_metrics import EngineMetrics
 from scheduler_service.core.scheduler import Scheduler
 
 VOCAB = 49152
@@ -68,7 +69,8 @@ def answer(batch: StepBatch, tokens: npt.NDArray[np.int32]) -> StepOutput:
 def bench_calls(num_seqs: int, prompt_len: int, steps: int) -> float:
     """Seconds per decode step, driven by function calls."""
     config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=8192)
-    scheduler = Scheduler(config, NUM_BLOCKS, frozenset(MODEL.eos_token_ids))
+    metrics = EngineMetrics(num_seqs, MODEL.max_model_len)
+    scheduler = Scheduler(config, NUM_BLOCKS, frozenset(MODEL.eos_token_ids), metrics)
     to_worker, to_scheduler = Codec[StepBatch](SchedulerStepMessage), Codec[StepOutput](WorkerMessage)
     me = new_incarnation()
     tokens = np.arange(100, 100 + num_seqs, dtype=np.int32)

@@ -1,23 +1,28 @@
 """Command line of the scheduler process."""
 
 import argparse
-import logging
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pagewire.ipc.logs import LogFormat, configure_logging
 from pagewire.ipc.supervision import Heart
 from pagewire.ipc.trace import Recorder
+from pagewire.ipc.tracing import TracingError, open_tracer
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop
+
+if TYPE_CHECKING:
+    from scheduler_service.core.metrics.sequence_spans import SequenceSpans
+    from scheduler_service.core.metrics.server import MetricsServer
 
 
 def main() -> int:
     """Run a scheduler until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
     arguments = _parse()
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    configure_logging("scheduler", arguments.log_level, arguments.log_format)
     try:
         recorder = Recorder("scheduler", arguments.trace_dir)
         heart = Heart(arguments.supervisor_fd)
@@ -29,16 +34,39 @@ def main() -> int:
             recorder,
             heart,
             arguments.curve_keys,
+            _open_spans(arguments.otlp_endpoint),
         )
-    except (ValueError, OSError) as error:
+        server = _serve_metrics(arguments.metrics, loop)
+    except (ValueError, OSError, TracingError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: loop.stop())
     requests, workers = loop.addresses
     print(f"scheduler listening requests={requests} workers={workers}", flush=True)
+    if server is not None:
+        print(f"scheduler metrics address={server.address}", flush=True)
     loop.run()
+    if server is not None:
+        server.close()
     return 0
+
+
+def _open_spans(endpoint: str | None) -> "SequenceSpans | None":
+    tracer = open_tracer(endpoint, "scheduler", os.environ)
+    if tracer is None:
+        return None
+    from scheduler_service.core.metrics.sequence_spans import SequenceSpans  # noqa: PLC0415 (imports OpenTelemetry)
+
+    return SequenceSpans(tracer)
+
+
+def _serve_metrics(address: str | None, loop: SchedulerLoop) -> "MetricsServer | None":
+    if address is None:
+        return None
+    from scheduler_service.core.metrics.server import MetricsServer  # noqa: PLC0415 (imports an HTTP server)
+
+    return MetricsServer(address, loop.metrics)
 
 
 def _parse() -> argparse.Namespace:
@@ -75,9 +103,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for addresses that are reached over a network"
     )
+    parser.add_argument("--model-name", default="", help="what metrics call the model")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics here over HTTP; default: off")
+    parser.add_argument("--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, over HTTP")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-format", default=LogFormat.TEXT, choices=tuple(LogFormat), help="json: an object a line")
     return parser.parse_args()
 
 
@@ -94,6 +126,7 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         orphan_grace_s=arguments.orphan_grace_s,
         max_waiting_requests=arguments.max_waiting_requests,
         max_waiting_tokens=arguments.max_waiting_tokens,
+        model_name=arguments.model_name,
     )
 
 

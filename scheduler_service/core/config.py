@@ -10,7 +10,8 @@ class SchedulerConfig:
     `max_model_len` None: the model's own. `num_blocks` None: what the workers have room for. With
     `async_scheduling` the next step is sent while one runs. Sequences whose gateway is gone run on for
     `orphan_grace_s`, at most `max_orphans` of them with `max_orphan_tokens` when they are taken in. At most
-    `max_waiting_requests` with `max_waiting_tokens` wait for their first turn; further ones are refused.
+    `max_waiting_requests` with `max_waiting_tokens` wait for their first turn; further ones are refused. `model_name`
+    is what metrics and traces call the model.
 
     Raises:
         ValueError: the sizes contradict each other; the message says which and what to change.
@@ -29,6 +30,7 @@ class SchedulerConfig:
     max_orphan_tokens: int = 1 << 20
     max_waiting_requests: int = 4096
     max_waiting_tokens: int = 1 << 24
+    model_name: str = ""
 
     def __post_init__(self) -> None:
         for name in (

@@ -4,21 +4,26 @@ import logging
 import math
 import socket
 import time
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from pagewire.ipc.codec import Envelope, new_incarnation
 from pagewire.ipc.curve import GATEWAY, WORKER
+from pagewire.ipc.metrics import Family
 from pagewire.ipc.requests import (
     Abort,
     EngineState,
     EngineStatus,
     GatewayMessage,
+    GetMetrics,
     Goodbye,
     Hello,
     Limits,
     Load,
+    MetricValues,
     Rejected,
     RejectReason,
     Submit,
@@ -30,10 +35,16 @@ from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.curve_gate import CurveGate
 from scheduler_service.core.gateways import Gateways
+from scheduler_service.core.metrics.engine_metrics import EngineMetrics
+from scheduler_service.core.metrics.report import EngineReport
+from scheduler_service.core.metrics.times import Outcome
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from scheduler_service.core.sockets import Server
 from scheduler_service.core.worker_group import WorkerGroup
+
+if TYPE_CHECKING:
+    from scheduler_service.core.metrics.sequence_spans import SequenceSpans
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +60,7 @@ class SchedulerLoop:
         recorder: told what each turn and each step takes.
         heart: told of each turn and each step.
         curve_keys: directory with the keys for addresses that are reached over a network.
+        spans: told of sequences that are traced.
     """
 
     def __init__(
@@ -59,8 +71,10 @@ class SchedulerLoop:
         recorder: Recorder = NO_TRACE,
         heart: Heart = NO_HEART,
         curve_keys: Path | None = None,
+        spans: "SequenceSpans | None" = None,
     ) -> None:
         self._config = config
+        self._spans = spans
         self._recorder = recorder
         self._heart = heart
         self._incarnation = new_incarnation()
@@ -81,6 +95,7 @@ class SchedulerLoop:
         self._state = EngineState.STARTING
         self._next_status_s = 0.0
         self._next_expiry_s = 0.0
+        self._refusals: Counter[RejectReason] = Counter()
         self._stopping = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
 
@@ -112,6 +127,8 @@ class SchedulerLoop:
             self._gate.close()
         self._context.term()
         self._recorder.close()
+        if self._spans is not None:
+            self._spans.close()
 
     def turn(self) -> None:
         """One turn: take what arrived, give the workers their next step first, then tell the gateways."""
@@ -137,6 +154,12 @@ class SchedulerLoop:
         is_busy = self._scheduler is not None and self._scheduler.has_sequences
         self._heart.note(ProcessState.BUSY if is_busy else ProcessState.IDLE)
 
+    def metrics(self) -> tuple[dict[str, str], list[Family]]:
+        """Labels and values of the engine's metrics now. May be called in any thread."""
+        num_dropped = self._requests.num_dropped + self._workers.num_dropped
+        report = EngineReport(self._state, self._scheduler, self._refusals, num_dropped)
+        return {"model_name": self._config.model_name, "engine": "0"}, report.families()
+
     # ---- requests -------------------------------------------------------------------------------------------------
 
     def _handle_request(self, routing_id: bytes, envelope: Envelope[GatewayMessage]) -> None:
@@ -150,15 +173,19 @@ class SchedulerLoop:
             self._gateways.part(gateway)
             if self._scheduler is not None:
                 self._scheduler.abort_gateway(gateway)
+        elif isinstance(message, GetMetrics):
+            self._gateways.send(gateway, MetricValues(message.number, *self.metrics()))
         elif isinstance(message, Submit):
             self._submit(gateway, message)
         elif isinstance(message, Abort) and self._scheduler is not None:
             for stream_id in message.stream_ids:
-                self._scheduler.abort(gateway, stream_id)
+                outcome = Outcome.STOP if stream_id in message.complete_ids else Outcome.CANCELLED
+                self._scheduler.abort(gateway, stream_id, outcome)
 
     def _submit(self, gateway: bytes, submit: Submit) -> None:
         refusal = self._admit(gateway, submit)
         if refusal is not None:
+            self._refusals[refusal.reason] += 1
             logger.info("request refused request_id=%s reason=%s", submit.request_id, refusal.message)
             rejected = Rejected(submit.stream_id, refusal.reason, refusal.field, refusal.message, refusal.retry_after_s)
             if not self._gateways.send(gateway, rejected):
@@ -227,7 +254,9 @@ class SchedulerLoop:
         model, config = self._group.model, self._config
         assert model is not None
         if self._scheduler is None:
-            self._scheduler = Scheduler(config, self._group.num_blocks, frozenset(model.eos_token_ids))
+            longest = config.max_model_len or model.max_model_len
+            metrics = EngineMetrics(config.max_num_seqs, longest, self._spans)
+            self._scheduler = Scheduler(config, self._group.num_blocks, frozenset(model.eos_token_ids), metrics)
             self._scheduler.adopt(self._group.left)
             self._group.forget_left()
         else:

@@ -29,6 +29,9 @@ class Orphans:
         self._orphans: dict[str, _Orphan] = {}
         self._num_tokens = 0
 
+    def __len__(self) -> int:
+        return len(self._orphans)
+
     def take_in(self, sequence: Sequence, now_s: float) -> bool:
         """Keep a sequence for the grace period. False: there is no room for it, or another has its request id."""
         num_tokens = len(sequence.token_ids)

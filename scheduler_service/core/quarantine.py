@@ -48,6 +48,11 @@ class Quarantine:
         """Whether only suspects may run, one at a time."""
         return not self._suspects.isdisjoint(self._live)
 
+    @property
+    def num_suspects(self) -> int:
+        """Requests that may only run alone, whether they are here now or not."""
+        return len(self._suspects)
+
     def is_suspect(self, request_id: str) -> bool:
         """Whether the request may only run alone."""
         return request_id in self._suspects

@@ -24,10 +24,15 @@ class RunningSet:
     released only when no step in flight computes it: such a step still writes to its blocks.
 
     Args:
-        requeue: takes a preempted sequence once it is WAITING again.
+        requeue: takes a preempted sequence once it is WAITING again, and the slot that it had.
+
+    Attributes:
+        num_preemptions: sequences that had to make room for others.
+        num_prompt_queries: tokens that were looked up in the prefix cache when their sequences first ran.
+        num_prompt_hits: those of them that were found.
     """
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, requeue: Callable[[Sequence], None]) -> None:
+    def __init__(self, config: SchedulerConfig, num_blocks: int, requeue: Callable[[Sequence, int], None]) -> None:
         self.table = SlotTable(config.max_num_seqs)
         self.blocks = BlockManager(num_blocks)
         self.plan = StepPlan()
@@ -38,6 +43,9 @@ class RunningSet:
         self._running: list[Sequence] = []
         self._leaving: list[Sequence] = []
         self._slots: IntArray | None = None
+        self.num_preemptions = 0
+        self.num_prompt_queries = 0
+        self.num_prompt_hits = 0
 
     @property
     def num_held_slots(self) -> int:
@@ -90,6 +98,8 @@ class RunningSet:
         num_computed = len(shared) * self._config.block_size
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = min(num_computed, sequence.num_prompt_tokens)
+            self.num_prompt_queries += len(sequence.token_ids)
+            self.num_prompt_hits += num_computed
         sequence.slot = slot = self.table.take(sequence, num_computed, len(shared))
         sequence.promised_hashes = sequence.block_hashes[len(shared) :]
         self._promised.update(sequence.promised_hashes)
@@ -115,6 +125,7 @@ class RunningSet:
                 return
             if self._leaving:
                 return
+            self.num_preemptions += 1
             self.leave(self._running[-1], Status.PREEMPTING)
 
     def leave(self, sequence: Sequence, status: Status) -> None:
@@ -149,7 +160,7 @@ class RunningSet:
                 sequence.move_to(Status.ENDED)
             else:
                 sequence.move_to(Status.WAITING)
-                self._requeue(sequence)
+                self._requeue(sequence, slot)
 
     def cache_full_blocks(self, slots: IntArray, num_computed: IntArray) -> None:
         """Offer full blocks to the prefix cache: their content is certain now, and gave finite logits.

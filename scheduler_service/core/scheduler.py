@@ -5,7 +5,6 @@ moves the first towards the second under a token budget.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -14,12 +13,16 @@ from pagewire.ipc.requests import EndReason, Load, StepTokens, Submit
 from pagewire.ipc.steps import LeftSequence, StepBatch, StepOutput
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.metrics.engine_metrics import EngineMetrics
+from scheduler_service.core.metrics.times import Outcome
 from scheduler_service.core.orphans import Orphans
 from scheduler_service.core.outputs import OutputCollector, split_logprobs, split_prompt_logprobs
 from scheduler_service.core.running_set import RunningSet
 from scheduler_service.core.sequence import NOBODY, Sequence, Status
-from scheduler_service.core.slot_table import BoolArray, IntArray
+from scheduler_service.core.slot_table import IntArray
 from scheduler_service.core.step_plan import StepInFlight
+from scheduler_service.core.steps_in_flight import StepsInFlight
+from scheduler_service.core.usage import Usage
 from scheduler_service.core.waiting_room import WaitingRoom
 
 logger = logging.getLogger(__name__)
@@ -36,22 +39,25 @@ class Scheduler:
     Args:
         num_blocks: KV blocks of the pool.
         eos_token_ids: tokens that end a sequence unless it ignores them.
+        metrics: told of what happens.
     """
 
-    def __init__(self, config: SchedulerConfig, num_blocks: int, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, config: SchedulerConfig, num_blocks: int, eos_token_ids: frozenset[int], metrics: EngineMetrics
+    ) -> None:
         self.config = config
+        self.metrics = metrics
         self._eos_token_ids = eos_token_ids
         self._sequences: dict[tuple[bytes, int], Sequence] = {}
         self._by_request_id: dict[str, Sequence] = {}
         self._orphans = Orphans(config)
         self._num_orphaned = 0
         self._waiting = WaitingRoom(config)
-        self._running = RunningSet(config, num_blocks, self._waiting.push)
-        self._in_flight: deque[StepInFlight] = deque()
+        self._running = RunningSet(config, num_blocks, self._requeue)
+        self._in_flight = StepsInFlight()
         self._outputs = OutputCollector()
         self._num_arrivals = 0
         self._num_steps = 0
-        self._unsent: set[int] = set()
 
     def adopt(self, left: Iterable[LeftSequence]) -> None:
         """Before anything runs: share what an earlier scheduler left in the workers' blocks."""
@@ -63,6 +69,7 @@ class Scheduler:
         """Queue a request that admission has checked; `max_total_tokens` is prompt plus output at most."""
         sequence = Sequence.of(submit, gateway, self._num_arrivals, max_total_tokens, self._eos_token_ids)
         self._num_arrivals += 1
+        self.metrics.note_arrival(sequence)
         self._sequences[gateway, submit.stream_id] = sequence
         self._by_request_id[submit.request_id] = sequence
         self._outputs.add_accepted(gateway, submit.stream_id)
@@ -81,11 +88,11 @@ class Scheduler:
         """Whether this stream's sequence has not ended yet."""
         return (gateway, stream_id) in self._sequences
 
-    def abort(self, gateway: bytes, stream_id: int) -> None:
+    def abort(self, gateway: bytes, stream_id: int, outcome: Outcome = Outcome.CANCELLED) -> None:
         """End a sequence at any state without a further message; unknown streams are ignored."""
         sequence = self._sequences.get((gateway, stream_id))
         if sequence is not None:
-            self._end(sequence)
+            self._end(sequence, outcome)
 
     def abort_gateway(self, gateway: bytes) -> None:
         """End every sequence of a gateway that took its leave."""
@@ -97,10 +104,10 @@ class Scheduler:
         for sequence in list(self._sequences.values()):
             if sequence.deadline_s is not None and sequence.deadline_s <= now_s:
                 self._outputs.add_end(sequence, EndReason.DEADLINE)
-                self._end(sequence)
+                self._end(sequence, Outcome.DEADLINE)
         for sequence in self._orphans.let_go_expired(now_s):
             if not sequence.is_over:
-                self._end(sequence)
+                self._end(sequence, Outcome.ABANDONED)
 
     @property
     def has_sequences(self) -> bool:
@@ -117,6 +124,11 @@ class Scheduler:
         num_running = self._running.num_held_slots
         return Load(num_running, max(len(self._sequences) - num_running, 0), self._running.blocks.num_available)
 
+    @property
+    def usage(self) -> Usage:
+        """How much is in use."""
+        return Usage.of(self._running, self._waiting, self._in_flight, self._orphans)
+
     # ---- sequences that outlive their gateway ----------------------------------------------------------------------
 
     def orphan_gateway(self, gateway: bytes, now_s: float) -> None:
@@ -127,7 +139,7 @@ class Scheduler:
                 self._num_orphaned += 1
                 self._rehome(sequence, NOBODY, self._num_orphaned)
             else:
-                self._end(sequence)
+                self._end(sequence, Outcome.ABANDONED)
 
     def find(self, submit: Submit) -> Sequence | None:
         """The sequence that the caller of this request may go on with: one that runs, or an orphan that is complete."""
@@ -143,6 +155,7 @@ class Scheduler:
         self._rehome(sequence, gateway, submit.stream_id)
         sequence.deadline_s = submit.deadline_s
         self._outputs.add_history(sequence, len(submit.token_ids) // 4, submit.num_known_prompt_logprobs)
+        self.metrics.note_resume()
 
     def _rehome(self, sequence: Sequence, gateway: bytes, stream_id: int) -> None:
         if not sequence.is_over:
@@ -155,7 +168,7 @@ class Scheduler:
     @property
     def can_schedule(self) -> bool:
         """Whether the workers may be given another step."""
-        return len(self._in_flight) < self.config.max_steps_in_flight
+        return len(self._in_flight.steps) < self.config.max_steps_in_flight
 
     def schedule(self) -> StepBatch | None:
         """The next step, or None if nothing can be computed now.
@@ -168,31 +181,22 @@ class Scheduler:
         chunks = self._schedule_chunks(self.config.max_num_batched_tokens - len(decodes))
         ones = np.ones(len(decodes), dtype=np.int32)
         if not chunks:
-            return self._send_off(decodes, ones) if len(decodes) else None
+            return self._send_off(decodes, ones, len(decodes)) if len(decodes) else None
         slots = np.array([slot for slot, _ in chunks], dtype=np.int32)
         num_tokens = np.array([count for _, count in chunks], dtype=np.int32)
-        return self._send_off(np.concatenate((decodes, slots)), np.concatenate((ones, num_tokens)))
+        total = len(decodes) + sum(count for _, count in chunks)
+        return self._send_off(np.concatenate((decodes, slots)), np.concatenate((ones, num_tokens)), total)
 
     def _schedule_decodes(self) -> IntArray:
         """Slots that compute their one known or promised token, each with a block to write it to."""
-        decodes, lacking = self._split_decodes()
+        table, slots, block_size = self._running.table, self._running.slots, self.config.block_size
+        decodes, lacking = table.split_decodes(slots, block_size)
         if not len(lacking):
             return decodes
-        for sequence in [self._running.table.sequences[slot] for slot in lacking.tolist()]:
+        for sequence in [table.sequences[slot] for slot in lacking.tolist()]:
             assert sequence is not None
             self._running.grow(sequence)
-        return self._split_decodes()[0]
-
-    def _split_decodes(self) -> tuple[IntArray, IntArray]:
-        """Slots with one token to compute: those that have a block for it, and those that lack one."""
-        table = self._running.table
-        slots = self._running.slots
-        num_tokens = table.num_tokens[slots]
-        num_computed = table.num_computed[slots]
-        # A sequence's last token is never computed: nothing is drawn after it.
-        is_decode: BoolArray = (num_tokens - num_computed == 1) & (num_tokens < table.max_tokens[slots])
-        has_block: BoolArray = num_computed < table.num_blocks[slots] * self.config.block_size
-        return slots[is_decode & has_block], slots[is_decode & ~has_block]
+        return table.split_decodes(self._running.slots, block_size)[0]
 
     def _schedule_chunks(self, budget: int) -> list[tuple[int, int]]:
         """Slots that compute several tokens and how many each; those with room for one token only come first."""
@@ -212,6 +216,7 @@ class Scheduler:
             if new_slot is None:
                 break
             self._waiting.take(waiting)
+            self.metrics.note_admission(waiting)
             if is_first_run:
                 self._waiting.backlog.leave(waiting.num_given_tokens, waiting.tenant, to_run=True)
                 self._outputs.add_start(waiting)
@@ -228,7 +233,7 @@ class Scheduler:
             chunks.append((slot, count))
         return budget - count
 
-    def _send_off(self, slots: IntArray, num_tokens: IntArray) -> StepBatch:
+    def _send_off(self, slots: IntArray, num_tokens: IntArray, total: int) -> StepBatch:
         """Account for a step as if it had been computed, and remember it until its result comes."""
         table = self._running.table
         num_computed = table.num_computed[slots] + num_tokens
@@ -238,8 +243,10 @@ class Scheduler:
         table.num_tokens[sampled_slots] += 1
         table.in_flight[slots] += 1
         drawing = [sequence for slot in sampled_slots.tolist() if (sequence := table.sequences[slot]) is not None]
-        self._in_flight.append(StepInFlight(self._num_steps, slots, num_computed, sampled, drawing))
         batch = self._running.take_plan().to_batch(self._num_steps, slots, num_tokens, sampled)
+        self._in_flight.steps.append(
+            StepInFlight(batch.step_id, slots, num_computed, sampled, drawing, batch.slots, total, self.metrics.now())
+        )
         self._num_steps += 1
         return batch
 
@@ -251,20 +258,17 @@ class Scheduler:
         Raises:
             ValueError: the output is not that of the oldest step in flight; nothing was changed.
         """
-        if not self._in_flight or self._in_flight[0].step_id != output.step_id:
-            raise ValueError(f"result of step {output.step_id}, which is not the oldest step in flight")
-        step = self._in_flight[0]
         token_ids = np.frombuffer(output.token_ids, dtype="<i4").tolist()
-        if len(token_ids) != len(step.sampled) or len(output.nan_flags) != len(step.sampled):
-            raise ValueError(f"result of step {output.step_id} has {len(token_ids)} tokens for {len(step.sampled)}")
+        step = self._in_flight.oldest(output, len(token_ids))
         records = list(split_logprobs(step.sampled, output.logprobs)) if output.logprobs else []
         prompt_records = (
             list(split_prompt_logprobs(self._after(step), output.prompt_logprobs)) if output.prompt_logprobs else []
         )
-        self._in_flight.popleft()
+        self._in_flight.steps.popleft()
         self._running.table.in_flight[step.slots] -= 1
         if any(output.nan_flags):
             self._fail_nan(step, output.nan_flags)
+        self.metrics.note_result(step)
         drew = slice(None) if len(step.sampled) == len(step.slots) else step.is_sampled
         self._running.cache_full_blocks(step.slots[drew], step.num_computed[drew])
         if self._waiting.quarantine:
@@ -284,7 +288,7 @@ class Scheduler:
                 detail = "the model returned NaN or infinite logits for this sequence"
                 self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
                 self._running.withdraw_shared(sequence)
-                self._end(sequence)
+                self._end(sequence, Outcome.FAILED)
 
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
@@ -312,13 +316,18 @@ class Scheduler:
             tokens.append(token_id)
             if token_id in sequence.stop_token_ids and len(tokens) > sequence.min_total_tokens:
                 self._outputs.add_end(sequence, EndReason.STOP, stop_token_id=token_id)
-                self._end(sequence)
+                self._end(sequence, Outcome.STOP)
             elif len(tokens) >= sequence.max_total_tokens:
                 self._outputs.add_end(sequence, EndReason.LENGTH)
-                self._end(sequence)
+                self._end(sequence, Outcome.LENGTH)
 
-    def _end(self, sequence: Sequence) -> None:
+    def _requeue(self, sequence: Sequence, slot: int) -> None:
+        self.metrics.note_requeue(sequence, slot)
+        self._waiting.push(sequence)
+
+    def _end(self, sequence: Sequence, outcome: Outcome) -> None:
         """End a sequence at any state; RunningSet frees what it holds, now or when its last step in flight is back."""
+        self.metrics.note_end(sequence, outcome)
         del self._sequences[sequence.gateway, sequence.stream_id]
         if self._by_request_id.get(sequence.request_id) is sequence:
             del self._by_request_id[sequence.request_id]
@@ -341,9 +350,9 @@ class Scheduler:
 
         A sequence fails that is found to have killed them, or that the new pool can never hold.
         """
-        condemned = self._waiting.quarantine.note_death(self._reaches())
+        self.metrics.note_reset()
+        condemned = self._waiting.quarantine.note_death(self._in_flight.reaches(self._running.table))
         self._in_flight.clear()
-        self._unsent.clear()
         self._running.reset(num_blocks)
         self._waiting.sort()
         for request_id in condemned:
@@ -357,21 +366,11 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, detail: str) -> None:
         self._outputs.add_end(sequence, EndReason.FAILED, detail=detail)
-        self._end(sequence)
+        self._end(sequence, Outcome.FAILED)
 
     def note_unsent(self, step_id: int) -> None:
         """This step did not reach the workers, which were gone before: their death is not of its making."""
-        self._unsent.add(step_id)
-
-    def _reaches(self) -> dict[str, int]:
-        """The requests in flight, aborted ones too, and how many tokens of each its last step would have computed."""
-        reaches: dict[str, int] = {}
-        for step in self._in_flight:
-            if step.step_id in self._unsent:
-                continue
-            for sequence, num_computed in self._after(step):
-                reaches[sequence.request_id] = num_computed
-        return reaches
+        self._in_flight.note_unsent(step_id)
 
     def _after(self, step: StepInFlight) -> Iterator[tuple[Sequence, int]]:
         """The step's sequences, and how many tokens of each are computed after it."""

@@ -5,6 +5,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from pagewire.ipc.requests import Ended, EndReason, Sampling, Submit, logprob_record_bytes
+from scheduler_service.core.metrics.times import Times
 
 # In place of the gateway of a sequence that has none: no process ever draws this incarnation.
 NOBODY = b""
@@ -50,7 +51,8 @@ class Sequence:
     from num_given_tokens on. If the prompt's are wanted, `prompt_logprobs` has those of its tokens that follow one
     computed here: all but the first num_given_prompt_logprobs, so far.
 
-    `service` is what its tenant was charged for it; see tenant_service.py.
+    `service` is what its tenant was charged for it; see tenant_service.py. `trace_context` names the span that what is
+    done for it belongs to (W3C traceparent); empty: nobody traces it.
     """
 
     gateway: bytes
@@ -82,6 +84,8 @@ class Sequence:
     service: int = 0
     num_given_prompt_logprobs: int = 0
     prompt_logprobs: bytearray = field(default_factory=bytearray)
+    times: Times = field(default_factory=Times)
+    trace_context: str = ""
 
     @classmethod
     def of(
@@ -108,6 +112,7 @@ class Sequence:
             num_given_tokens=len(token_ids),
             tenant=submit.tenant,
             num_given_prompt_logprobs=submit.num_known_prompt_logprobs,
+            trace_context=submit.trace_context,
         )
 
     @property

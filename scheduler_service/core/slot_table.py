@@ -46,6 +46,15 @@ class SlotTable:
         """Slots nobody holds."""
         return len(self._free)
 
+    def split_decodes(self, slots: IntArray, block_size: int) -> tuple[IntArray, IntArray]:
+        """Of these, the slots with one token to compute: those that have a block for it, and those that lack one."""
+        num_tokens = self.num_tokens[slots]
+        num_computed = self.num_computed[slots]
+        # A sequence's last token is never computed: nothing is drawn after it.
+        is_decode: BoolArray = (num_tokens - num_computed == 1) & (num_tokens < self.max_tokens[slots])
+        has_block: BoolArray = num_computed < self.num_blocks[slots] * block_size
+        return slots[is_decode & has_block], slots[is_decode & ~has_block]
+
     def take(self, sequence: Sequence, num_computed: int, num_cached: int) -> int:
         """Give the sequence a slot; its blocks are those in its block table."""
         slot = self._free.pop()

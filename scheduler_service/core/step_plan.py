@@ -34,6 +34,7 @@ class StepPlan:
                 cache_salt=sequence.cache_salt,
                 end_token_ids=_to_bytes(sorted(sequence.stop_token_ids)) if min_tokens else b"",
                 num_known_prompt_logprobs=sequence.num_known_prompt_logprobs,
+                trace_context=sequence.trace_context,
             )
         )
 
@@ -65,7 +66,8 @@ class StepPlan:
 class StepInFlight:
     """A step at the workers: which slots it computes, how far each is afterwards, and who draws a token.
 
-    slots, num_computed: [n]; is_sampled: [n], true for those in `sampled`.
+    slots, num_computed: [n]; is_sampled: [n], true for those in `sampled`. `slot_bytes` are `slots` as bytes;
+    `num_tokens` are computed in all; sent at `sent_s` (monotonic).
     """
 
     step_id: int
@@ -73,6 +75,9 @@ class StepInFlight:
     num_computed: IntArray
     is_sampled: BoolArray
     sampled: list[Sequence]
+    slot_bytes: bytes
+    num_tokens: int
+    sent_s: float
 
 
 def _to_bytes(values: list[int]) -> bytes:

@@ -2,12 +2,15 @@
 
 import argparse
 import asyncio
-import logging
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pagewire.ipc.logs import LogFormat, configure_logging
 from pagewire.ipc.supervision import Heart
+from pagewire.ipc.tracing import TracingError, open_tracer
 from scheduler_service.gateway.config import (
     COMPRESSIONS,
     DEFAULT_DRAIN_TIMEOUT_S,
@@ -24,14 +27,15 @@ from scheduler_service.gateway.served_model import read_served_model
 from scheduler_service.gateway.server import serve
 from scheduler_service.gateway.tls import TlsFiles
 
+if TYPE_CHECKING:
+    from pagewire.ipc.spans import Tracer
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM, which lets open calls end, or SIGINT, which does not. Returns the exit code."""
     parser = _parser()
     flags = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=flags.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    configure_logging(flags.process_name, flags.log_level, flags.log_format)
     try:
         config = GatewayConfig(
             model=flags.model,
@@ -51,18 +55,21 @@ def main(arguments: list[str] | None = None) -> int:
             recovery_timeout_s=flags.recovery_timeout_s,
             trust_request_chat_template=flags.trust_request_chat_template,
             serves_channelz=flags.channelz,
+            engine_metrics=flags.engine_metrics,
+            log_prompts=flags.log_prompts,
         )
     except ValueError as error:
         parser.error(str(error))
     try:
-        asyncio.run(_run(config))
-    except (ModelFileError, StartError) as error:
+        tracer = open_tracer(flags.otlp_endpoint, flags.process_name, os.environ)
+        asyncio.run(_run(config, tracer))
+    except (ModelFileError, StartError, TracingError) as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _run(config: GatewayConfig) -> None:
+async def _run(config: GatewayConfig, tracer: "Tracer | None") -> None:
     heart = Heart(config.supervisor_fd)
     heart.start()
     model = read_served_model(config.model, config.model_name)
@@ -78,7 +85,11 @@ async def _run(config: GatewayConfig) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, request_stop, number)
-    await serve(config, model, stop, _announce, heart)
+    try:
+        await serve(config, model, stop, _announce, heart, tracer)
+    finally:
+        if tracer is not None:
+            tracer.close()
 
 
 def _announce(what: str, address: str) -> None:
@@ -108,6 +119,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--trust-request-chat-template", action="store_true", help="run chat templates that requests bring")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--log-format", default=LogFormat.TEXT, choices=tuple(LogFormat), help="json: an object a line")
+    add("--process-name", default="gateway", metavar="NAME", help="what JSON logs and traces call this process")
+    add("--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, over HTTP")
+    switch = argparse.BooleanOptionalAction
+    add("--log-prompts", action=switch, default=False, help="log what callers ask")
+    add("--engine-metrics", action=switch, default=True, help="tell the engine's metrics at /metrics too")
     return parser
 
 

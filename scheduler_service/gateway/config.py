@@ -55,6 +55,7 @@ class GatewayConfig:
     long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs
     is gone. `http` is where HTTP is served ("host:port"), to `max_http_connections` at once. `supervisor_fd` is the
     inherited socket to the supervisor. `curve_keys` is the directory with the keys for a scheduler on another machine.
+    `engine_metrics`: /metrics tells the engine's part too. `log_prompts`: prompts go to the log.
     """
 
     model: Path
@@ -75,6 +76,8 @@ class GatewayConfig:
     supervisor_fd: int | None = None
     trust_request_chat_template: bool = False
     serves_channelz: bool = False
+    engine_metrics: bool = True
+    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if not self.listen and not self.private_listen:

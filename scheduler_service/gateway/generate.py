@@ -1,10 +1,11 @@
 """How is one Generate request answered? Accepted first, then Deltas as tokens come, then Finished, or a status."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.auth.caller import current_caller
@@ -14,17 +15,21 @@ from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import CallerGoneError
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.open_calls import OpenCalls
-from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.prompts import PromptReader, describe_prompt
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.sent_tokens import SentTokens
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.stream import Finish, Stream
 
+if TYPE_CHECKING:
+    from scheduler_service.gateway.generate_span import GenerateSpan
+
 logger = logging.getLogger(__name__)
 
 Write = Callable[[generate_pb2.GenerateResponse], Awaitable[object]]
 UseTokens = Callable[[int], None]
+StartSpan = Callable[[generate_pb2.GenerateRequest], "GenerateSpan | None"]
 
 
 class Generator:
@@ -38,6 +43,8 @@ class Generator:
         prompts: tokenizes prompts.
         calls: told of every call.
         state: of the service.
+        start_span: starts the span of a request, if it is traced; None: no request is.
+        logs_prompts: whether prompts are logged.
     """
 
     def __init__(
@@ -47,6 +54,9 @@ class Generator:
         prompts: PromptReader,
         calls: OpenCalls,
         state: ServiceState,
+        start_span: StartSpan | None = None,
+        *,
+        logs_prompts: bool = False,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
@@ -54,6 +64,8 @@ class Generator:
         self._calls = calls
         self._state = state
         self._quotas = Quotas()
+        self._start_span = start_span
+        self._logs_prompts = logs_prompts
 
     async def answer(
         self,
@@ -74,11 +86,20 @@ class Generator:
         Raises:
             RequestError: why the request is not completed.
         """
-        self._model.check_name(request.model)
-        with self._calls.one():
-            self._state.check_engine_can_come()
-            with self._quotas.one(current_caller()) as use_tokens:
-                await self._answer(request, write, time_remaining_s, sent, use_tokens)
+        span = self._start_span(request) if self._start_span is not None else None
+        try:
+            self._model.check_name(request.model)
+            with self._calls.one():
+                self._state.check_engine_can_come()
+                with self._quotas.one(current_caller()) as use_tokens:
+                    await self._answer(request, write, time_remaining_s, sent, use_tokens, span)
+        except BaseException as error:
+            if span is not None:
+                span.fail(error)
+            raise
+        finally:
+            if span is not None:
+                span.end()
 
     async def _answer(
         self,
@@ -87,6 +108,7 @@ class Generator:
         time_remaining_s: float | None,
         sent: Sequence[SentTokens],
         use_tokens: UseTokens,
+        span: "GenerateSpan | None",
     ) -> None:
         started_s = time.monotonic()
         if request.HasField("resume"):
@@ -103,6 +125,10 @@ class Generator:
             caller=current_caller(),
         )
         use_tokens(len(generations[0].prompt_ids))
+        if self._logs_prompts:
+            logger.info("prompt request_id=%s prompt=%s", generations[0].request_id, describe_prompt(request))
+        if span is not None:
+            generations = [dataclasses.replace(one, trace_context=span.context) for one in generations]
         streams: list[Stream] = []
         outcome = "failed"
         try:
@@ -110,9 +136,13 @@ class Generator:
             for stream in streams:
                 await stream.accepted()
             await write(_accepted(generations[0], self._model.name))
+            if span is not None:
+                write = _noting(write, span, generations[0])
             for response in _echoes(generations):
                 await write(response)
             finished = _finished(streams, await _relay_all(streams, write, use_tokens))
+            if span is not None:
+                span.finish(finished, self._model.name)
             await write(generate_pb2.GenerateResponse(finished=finished))
             outcome = generate_pb2.FinishReason.Name(finished.reason)
         except (asyncio.CancelledError, CallerGoneError):
@@ -131,6 +161,18 @@ class Generator:
                 sum(stream.num_output_tokens for stream in streams),
                 time.monotonic() - started_s,
             )
+
+
+def _noting(write: Write, span: "GenerateSpan", accepted: Generation) -> Write:
+    """Have the span note that the request is accepted; what is returned writes, and has it note the output."""
+    span.accept(accepted)
+
+    async def note(response: generate_pb2.GenerateResponse) -> None:
+        if response.HasField("delta"):
+            span.note_output()
+        await write(response)
+
+    return note
 
 
 async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTokens) -> list[Finish]:

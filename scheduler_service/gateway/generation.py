@@ -23,7 +23,7 @@ class Generation:
     `stop_token_ids` are the request's own, `end_token_ids` those and the model's (none of the model's when they are
     ignored). `deadline_s` is Unix time. `is_final_only`: no output before the end.
     `num_received_prompt_logprobs`: so many the caller has already. `echo`: the prompt's text, if it is to be repeated.
-    `tenant`: whose request it is.
+    `tenant`: whose request it is. `trace_context` names the span that it belongs to; empty: nobody traces it.
     """
 
     request_id: str
@@ -48,6 +48,7 @@ class Generation:
     num_received_prompt_logprobs: int = 0
     echo: str | None = None
     tenant: str = ""
+    trace_context: str = ""
 
     def to_submit(
         self,
@@ -84,4 +85,5 @@ class Generation:
             was_accepted=was_accepted,
             num_known_prompt_logprobs=num_prompt_logprobs,
             tenant=self.tenant,
+            trace_context=self.trace_context,
         )

@@ -40,15 +40,22 @@ class GrpcServers:
         config: addresses and limits.
         certificates: of the public server; without them it is plaintext.
         keyring: keys that the public server asks for; without it anyone may call.
+        observer: sees every call of the public and the private server.
     Raises:
         StartError: an address cannot be used.
     """
 
-    def __init__(self, config: GatewayConfig, certificates: Certificates | None, keyring: Keyring | None) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        certificates: Certificates | None,
+        keyring: Keyring | None,
+        observer: grpc.aio.ServerInterceptor,
+    ) -> None:
         self._config = config
-        interceptors = [KeyInterceptor(keyring)] if keyring is not None else []
-        self._public = grpc.aio.server(interceptors=interceptors, options=_public_options(config.connections))
-        self._private = grpc.aio.server(options=_message_options(config.connections))
+        checks = [KeyInterceptor(keyring)] if keyring is not None else []
+        self._public = grpc.aio.server(interceptors=[observer, *checks], options=_public_options(config.connections))
+        self._private = grpc.aio.server(interceptors=[observer], options=_message_options(config.connections))
         self._health = grpc.aio.server(options=_connection_options(shares_port=False))
         shares_port = config.connections.shares_port
         credentials = certificates.grpc_credentials if certificates is not None else None

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from google.protobuf.json_format import MessageToJson
+
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.chat_template import ChatTemplate, ChatTemplateError
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NoChatTemplateError, TemplateRefusedError
@@ -15,6 +17,7 @@ Result = TypeVar("Result")
 
 # Tokenizing this many characters takes about 2 ms.
 _MAX_INLINE_SIZE = 4096
+_MAX_LOGGED_CHARS = 4000
 
 
 class PromptReader:
@@ -83,6 +86,18 @@ def _check_chat(chat: generate_pb2.Chat, template: ChatTemplate) -> None:
         raise InvalidArgumentError("chat.add_generation_prompt", "excludes chat.continue_final_message: leave one out")
     for name in template.reserved_names & chat.template_args.fields.keys():
         raise InvalidArgumentError(f"chat.template_args.{name}", "is set by the server: choose another name")
+
+
+def describe_prompt(request: generate_pb2.GenerateRequest) -> str:
+    """A request's prompt in one line, for a log; of a long one the beginning."""
+    match request.WhichOneof("prompt"):
+        case "text":
+            prompt = repr(request.text[:_MAX_LOGGED_CHARS])
+        case "chat":
+            prompt = MessageToJson(request.chat, indent=None)
+        case _:
+            prompt = str(list(request.token_ids.ids))
+    return prompt[:_MAX_LOGGED_CHARS]
 
 
 def _render(template: ChatTemplate, chat: generate_pb2.Chat) -> str:

@@ -1,9 +1,19 @@
 """Which streams have no scheduler, and how long may they wait for one?"""
 
 import time
+from dataclasses import dataclass
 
 from scheduler_service.gateway.exceptions import DeadlinePassedError, EngineUnavailableError, RequestError
 from scheduler_service.gateway.stream import Stream
+
+
+@dataclass(slots=True)
+class RecoveryCounts:
+    """How often a scheduler was lost, streams that were given to one again, and frames that made no sense."""
+
+    num_losses: int = 0
+    num_recovered: int = 0
+    num_dropped: int = 0
 
 
 class WaitingStreams:

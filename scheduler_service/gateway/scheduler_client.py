@@ -21,10 +21,12 @@ from pagewire.ipc.requests import (
     EngineState,
     EngineStatus,
     GatewayMessage,
+    GetMetrics,
     Goodbye,
     Hello,
     Limits,
     Load,
+    MetricValues,
     ModelInfo,
     Rejected,
     RejectReason,
@@ -32,6 +34,7 @@ from pagewire.ipc.requests import (
     StepTokens,
 )
 from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
+from scheduler_service.gateway.engine_metrics import EngineMetrics
 from scheduler_service.gateway.exceptions import (
     EngineOverloadedError,
     EngineUnavailableError,
@@ -40,7 +43,7 @@ from scheduler_service.gateway.exceptions import (
     RequestError,
 )
 from scheduler_service.gateway.generation import Generation
-from scheduler_service.gateway.recovery import WaitingStreams
+from scheduler_service.gateway.recovery import RecoveryCounts, WaitingStreams
 from scheduler_service.gateway.scheduler_socket import SchedulerSocket
 from scheduler_service.gateway.stream import Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
@@ -92,9 +95,11 @@ class SchedulerClient:
         self._wait_is_over = asyncio.Event()
         self._lost_incarnation: bytes | None = None
         self._last_stream_id = 0
-        self._aborts: list[int] = []
+        # Streams that the scheduler is to stop, and whether they are complete.
+        self._aborts: dict[int, bool] = {}
         self._last_heard_s = time.monotonic()
-        self._num_dropped = 0
+        self.counts = RecoveryCounts()
+        self.engine_metrics = EngineMetrics(self._ask)
         self._socket = SchedulerSocket(address, self._receive, self._connected, self._disconnected, curve_keys)
         self._keeper = asyncio.create_task(self._keep_in_touch())
 
@@ -102,6 +107,11 @@ class SchedulerClient:
     def num_streams(self) -> int:
         """Streams that the scheduler runs for this gateway, or that wait for one that does."""
         return len(self._streams) + len(self._waiting)
+
+    @property
+    def num_waiting_streams(self) -> int:
+        """Streams that wait for a scheduler."""
+        return len(self._waiting)
 
     @property
     def is_silent(self) -> bool:
@@ -127,7 +137,7 @@ class SchedulerClient:
         if not self._aborts:
             # Callers often leave together: one message for all who leave now.
             asyncio.get_running_loop().call_soon(self._send_aborts)
-        self._aborts.append(stream.stream_id)
+        self._aborts[stream.stream_id] = stream.is_complete
 
     def ready_engine(self) -> tuple[ModelInfo, Limits]:
         """What the engine runs, if it can run requests.
@@ -184,8 +194,9 @@ class SchedulerClient:
             try:
                 self._take_frame(frame, touched)
             except ProtocolError as error:
-                self._num_dropped += 1
-                logger.warning("frame from the scheduler dropped error=%s num_dropped=%d", error, self._num_dropped)
+                self.counts.num_dropped += 1
+                num_dropped = self.counts.num_dropped
+                logger.warning("frame from the scheduler dropped error=%s num_dropped=%d", error, num_dropped)
         self._settle(touched)
 
     def _take_frame(self, frame: bytes, touched: dict[Stream, None]) -> None:
@@ -201,6 +212,8 @@ class SchedulerClient:
             self._take_tokens(message, touched)
         elif isinstance(message, Rejected):
             self._take_rejection(message, touched)
+        elif isinstance(message, MetricValues):
+            self.engine_metrics.take(message)
         self._last_heard_s = time.monotonic()
 
     def _take_status(self, sender: bytes, status: EngineStatus) -> None:
@@ -295,10 +308,11 @@ class SchedulerClient:
         """Nobody runs the streams any more, as far as is known: they wait."""
         if self._streams:
             logger.warning("streams wait for another scheduler num_streams=%d", len(self._streams))
-        self._aborts += self._streams
+        self._aborts |= dict.fromkeys(self._streams, False)
         for stream in self._streams.values():
             self._waiting.add(stream)
         self._streams.clear()
+        self.counts.num_losses += self.scheduler_incarnation is not None
         self._lost_incarnation = self.scheduler_incarnation or self._lost_incarnation
         self.scheduler_incarnation = None
 
@@ -314,6 +328,7 @@ class SchedulerClient:
             if not self._submit(stream):
                 break
             self._waiting.discard(stream)
+        self.counts.num_recovered += len(streams) - len(self._waiting)
         logger.info("streams resubmitted num_streams=%d of=%d", len(streams) - len(self._waiting), len(streams))
 
     def _set_status(self, status: EngineStatus) -> None:
@@ -332,6 +347,9 @@ class SchedulerClient:
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
         return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
 
+    def _ask(self, question: GetMetrics) -> bool:
+        return self.scheduler_incarnation is not None and self._send(question, self.scheduler_incarnation)
+
     def _submit(self, stream: Stream) -> bool:
         if not self._send(stream.to_submit(), self.scheduler_incarnation or ANY):
             return False
@@ -341,7 +359,8 @@ class SchedulerClient:
     def _send_aborts(self) -> None:
         if self.scheduler_incarnation is None:
             return
-        if self._aborts and self._send(Abort(tuple(self._aborts)), self.scheduler_incarnation):
+        complete_ids = tuple(stream_id for stream_id, is_complete in self._aborts.items() if is_complete)
+        if self._aborts and self._send(Abort(tuple(self._aborts), complete_ids), self.scheduler_incarnation):
             self._aborts.clear()
 
     def _new_stream_id(self) -> int:

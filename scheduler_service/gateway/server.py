@@ -5,20 +5,28 @@ import importlib.metadata
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
 
 from pagewire.ipc.supervision import NO_HEART, Heart, ServiceReport
 from scheduler_service.gateway.auth.keyring import Keyring
+from scheduler_service.gateway.call_counter import CallCounter
+from scheduler_service.gateway.call_observer import CallObserver
 from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.exceptions import EngineUnavailableError
-from scheduler_service.gateway.generate import Generator
+from scheduler_service.gateway.generate import Generator, StartSpan
 from scheduler_service.gateway.grpc_servers import GrpcServers
 from scheduler_service.gateway.health import HealthReporter
 from scheduler_service.gateway.http.app import make_app
 from scheduler_service.gateway.http.body import BodyReader
 from scheduler_service.gateway.http.health import health_routes
+from scheduler_service.gateway.http.metrics import HttpObserver, metrics_routes
 from scheduler_service.gateway.http.protocol import ConnectionLimits
 from scheduler_service.gateway.http.server import HttpServer, bind_http
 from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceService
+from scheduler_service.gateway.metrics import GatewayMetrics
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
@@ -28,6 +36,9 @@ from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.supervision import follow_reports, show_progress
 from scheduler_service.gateway.tls import Certificates
 from scheduler_service.gateway.watched_files import keep_fresh
+
+if TYPE_CHECKING:
+    from pagewire.ipc.spans import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +52,7 @@ async def serve(
     stop: asyncio.Future[float],
     on_listening: Callable[[str, str], None],
     heart: Heart = NO_HEART,
+    tracer: "Tracer | None" = None,
 ) -> None:
     """Serve until `stop` has a result: the seconds that open calls then have to end.
 
@@ -51,13 +63,16 @@ async def serve(
         on_listening: called with "listening", "health" or "http" and each address once it is bound; private addresses
             come first.
         heart: told that the event loop turns; brings the supervisor's reports.
+        tracer: for requests, if they are traced.
     Raises:
         StartError: an address, a certificate or a key file cannot be used.
     """
     version = importlib.metadata.version("pagewire")
     certificates = Certificates(config.tls) if config.tls is not None else None
     keyring = Keyring(config.api_keys) if config.api_keys is not None else None
-    servers = GrpcServers(config, certificates, keyring)
+    registry = CollectorRegistry(auto_describe=False)
+    counter = CallCounter(registry)
+    servers = GrpcServers(config, certificates, keyring, CallObserver(counter, traces=tracer is not None))
     bound_http = bind_http(config.http, config.connections.shares_port) if config.http is not None else None
     health = HealthReporter(servers.for_health)
     calls = OpenCalls()
@@ -71,6 +86,7 @@ async def serve(
     )
     heart.incarnation = scheduler.incarnation.hex()
     state = ServiceState(scheduler, calls)
+    metrics = GatewayMetrics(registry, scheduler, calls, state, model.name, with_engine=config.engine_metrics)
 
     def take_report(report: ServiceReport) -> None:
         state.report = report
@@ -80,7 +96,8 @@ async def serve(
 
     with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
         prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
-        generator = Generator(model, scheduler, prompts, calls, state)
+        start_span = _span_starter(tracer, model.name)
+        generator = Generator(model, scheduler, prompts, calls, state, start_span, logs_prompts=config.log_prompts)
         service = InferenceService(
             model, generator, scheduler, prompts, calls, state, version, config.connections.max_message_bytes
         )
@@ -90,7 +107,9 @@ async def serve(
         if bound_http is not None:
             bodies = BodyReader(config.connections.max_message_bytes)
             openai = OpenAiApi(model, generator, prompts, bodies, lambda: service.max_model_len)
-            app = make_app([*health_routes(state), *openai.routes()], calls, keyring)
+            routes = [*health_routes(state), *metrics_routes(metrics), *openai.routes()]
+            observers = [Middleware(HttpObserver, counter=counter, traces=tracer is not None)]
+            app = make_app(routes, calls, keyring, observers)
             tls = certificates.ssl_context() if certificates is not None else None
             http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections), tls)
         tasks = [
@@ -116,6 +135,14 @@ async def serve(
         await asyncio.gather(*stops)
         for task in tasks:
             task.cancel()
+
+
+def _span_starter(tracer: "Tracer | None", model_name: str) -> StartSpan | None:
+    if tracer is None:
+        return None
+    from scheduler_service.gateway.generate_span import GenerateSpan  # noqa: PLC0415 (imports OpenTelemetry)
+
+    return lambda request: GenerateSpan.start(tracer, request, model_name)
 
 
 async def _drain(calls: OpenCalls, timeout_s: float) -> None:

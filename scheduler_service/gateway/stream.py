@@ -134,6 +134,11 @@ class Stream:
         return self._finish is not None or self._ended is not None or self._error is not None
 
     @property
+    def is_complete(self) -> bool:
+        """Whether it is over because all that its caller asked for has arrived."""
+        return self._finish is not None
+
+    @property
     def deadline_s(self) -> float | None:
         """When the caller wants no more, in Unix time."""
         return self.generation.deadline_s

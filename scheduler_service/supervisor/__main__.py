@@ -10,6 +10,7 @@ from typing import IO, cast
 
 from rich.console import Console
 
+from pagewire.ipc.logs import LogFormat
 from scheduler_service.supervisor.children import ServiceConfig, service_children
 from scheduler_service.supervisor.engine_flags import add_engine_flags
 from scheduler_service.supervisor.errors import ServiceError
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None, make_children: MakeChildren = servi
 def _run(options: argparse.Namespace, make_children: MakeChildren, console: Console) -> int:
     events = EventPipe(options.event_fd) if options.event_fd is not None else None
     on_stage = events.stage if events is not None else None
-    output = Output(console, show_progress=options.progress, on_stage=on_stage)
+    log_format = LogFormat(options.log_format or LogFormat.TEXT)
+    output = Output(console, show_progress=options.progress, on_stage=on_stage, log_format=log_format)
     logging.basicConfig(level=(options.log_level or "info").upper(), handlers=[OutputHandler(output)])
     config = ServiceConfig(
         tuple(options.listen),
@@ -53,7 +55,7 @@ def _run(options: argparse.Namespace, make_children: MakeChildren, console: Cons
             events.failed(str(error))
         # A program that is still waiting for the start tells its user itself.
         if events is None or events.was_ready:
-            console.print(f"pagewire: {error}", soft_wrap=True, highlight=False)
+            output.say(f"pagewire: {error}")
         return 1
     return 0
 

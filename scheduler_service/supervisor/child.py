@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from pagewire.ipc.logs import from_line
 from scheduler_service.supervisor.die_with_parent import launch_command
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,8 @@ class Child:
 
     def _take_stderr(self, line: str) -> None:
         if line.strip():
-            self.last_line = line.strip()
+            entry = from_line(line) or {}
+            self.last_line = str(entry.get("message", line)).strip()
         self._write_line(self.spec.name, line)
 
 

@@ -47,7 +47,7 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
     """Scheduler, one worker per rank, gateways."""
     requests, workers = f"ipc://{run_dir}/requests.sock", f"ipc://{run_dir}/workers.sock"
     scheduler = _python("scheduler_service.core", "--request-address", requests, "--worker-address", workers)
-    command = (*scheduler, *arguments_for(Target.SCHEDULER, config.engine))
+    command = (*scheduler, "--model-name", model.name, *arguments_for(Target.SCHEDULER, config.engine))
     children = [ChildSpec("scheduler", command, max_quiet_s=_LOOP_TIMEOUT_S)]
     worker_flags = config.engine if model.has_weights else {**config.engine, "load_format": "dummy"}
     meeting = ("--distributed-address", f"file:{run_dir}/ranks") if config.num_ranks > 1 else ()
@@ -60,9 +60,10 @@ def service_children(config: ServiceConfig, model: ModelSource, run_dir: Path) -
 
 
 def _gateway(config: ServiceConfig, model: ModelSource, run_dir: Path, requests: str, index: int) -> ChildSpec:
+    name = f"gateway-{index}"
     gateway = _python(
         "scheduler_service.gateway", "--model", str(model.path), "--model-name", model.name,
-        "--scheduler-address", requests, "--private-listen", private_address(run_dir, index),
+        "--scheduler-address", requests, "--process-name", name, "--private-listen", private_address(run_dir, index),
     )  # fmt: skip
     listen = [listen_address(address, index, config.shares_port) for address in config.listen]
     flags = [part for address in listen for part in ("--listen", address)]
@@ -73,7 +74,7 @@ def _gateway(config: ServiceConfig, model: ModelSource, run_dir: Path, requests:
     if config.health_listen is not None:
         flags += ["--health-listen", listen_address(config.health_listen, index)]
     command = (*gateway, *flags, *arguments_for(Target.GATEWAY, config.engine))
-    name, num_announced = f"gateway-{index}", 1 + len(listen) + (config.http is not None)
+    num_announced = 1 + len(listen) + (config.http is not None)
     return ChildSpec(name, command, num_announced, stops_first=True, max_quiet_s=_LOOP_TIMEOUT_S)
 
 

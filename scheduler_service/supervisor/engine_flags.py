@@ -75,6 +75,11 @@ ENGINE_FLAGS = (
     EngineFlag("orphan-grace-s", _SCHEDULER, float, "how long sequences run on when their gateway is gone"),
     EngineFlag("recovery-timeout-s", _GATEWAY, float, "how long streams wait for a scheduler when theirs is gone"),
     EngineFlag("trace-dir", _SCHEDULER | _WORKER, str, "directory for Chrome traces, written at the end"),
+    EngineFlag("metrics", _SCHEDULER, str, "HOST:PORT where the scheduler itself serves Prometheus metrics"),
+    EngineFlag("engine-metrics", _GATEWAY, bool, "/metrics of the gateways tells the scheduler's metrics too"),
+    EngineFlag("otlp-endpoint", Target.ALL, str, "URL of the OpenTelemetry collector that gets traces"),
+    EngineFlag("log-prompts", _GATEWAY, bool, "log what callers ask"),
+    EngineFlag("log-format", Target.ALL, str, "json writes an object a line", ("text", "json")),
     EngineFlag("log-level", Target.ALL, str, "least level that is logged", ("debug", "info", "warning", "error")),
 )
 

@@ -1,6 +1,7 @@
 """What does a person see while the service runs? Prefixed log lines of all processes, and progress bars at the start.
 
-On a terminal names are coloured and progress is drawn; elsewhere both become plain lines.
+On a terminal names are coloured and progress is drawn; elsewhere both become plain lines. Or all is JSON, for machines:
+a process's own objects as they are, and every other line, of whomever, as the message of one.
 """
 
 import logging
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from pagewire.ipc.logs import JsonFormatter, LogFormat, entry_of, from_line, to_line
 
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 _NAME_WIDTH = 11
@@ -23,14 +26,20 @@ class Output:
     Args:
         show_progress: show how far the start is.
         on_stage: called when another part of the start begins, shown or not.
+        log_format: JSON draws no progress.
     """
 
     def __init__(
-        self, console: Console, show_progress: bool = True, on_stage: Callable[[str], None] | None = None
+        self,
+        console: Console,
+        show_progress: bool = True,
+        on_stage: Callable[[str], None] | None = None,
+        log_format: LogFormat = LogFormat.TEXT,
     ) -> None:
         self._console = console
         self._show_progress = show_progress
         self._on_stage = on_stage
+        self.log_format = log_format
         self._stage = ""
         self._colours: dict[str, str] = {}
         self._bars: Progress | None = None
@@ -40,6 +49,9 @@ class Output:
 
     def line(self, name: str, text: str) -> None:
         """Write one log line of one process."""
+        if self.log_format is LogFormat.JSON:
+            self._write_json(name, text)
+            return
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
         line = Text.assemble((f"{name:<{_NAME_WIDTH}}| ", colour), text)
         self._console.print(line, soft_wrap=True, highlight=False)
@@ -52,7 +64,7 @@ class Output:
             self._note_stage(stage)
             if not self._show_progress:
                 return
-            if self._console.is_terminal:
+            if self._console.is_terminal and self.log_format is LogFormat.TEXT:
                 self._draw(stage, done, total)
             else:
                 self._write_plain(stage, done, total)
@@ -97,8 +109,20 @@ class Output:
         now = time.monotonic()
         if now >= self._next_plain_s.get(stage, 0.0):
             self._next_plain_s[stage] = now + _PLAIN_INTERVAL_S
-            text = Text(f"{stage}: {100 * done // total} %" if total else f"{stage} ...")
-            self._console.print(text, soft_wrap=True)
+            text = f"{stage}: {100 * done // total} %" if total else f"{stage} ..."
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Write a line of the supervisor's own that is no log record."""
+        if self.log_format is LogFormat.JSON:
+            self._write_json("supervisor", text)
+        else:
+            self._console.print(Text(text), soft_wrap=True, highlight=False)
+
+    def _write_json(self, name: str, line: str) -> None:
+        if from_line(line) is None:
+            line = to_line(entry_of(name, line, "info", __name__, time.time()))
+        self._console.file.write(line + "\n")
 
 
 class OutputHandler(logging.Handler):
@@ -107,7 +131,9 @@ class OutputHandler(logging.Handler):
     def __init__(self, output: Output) -> None:
         super().__init__()
         self._output = output
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        is_json = output.log_format is LogFormat.JSON
+        text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        self.setFormatter(JsonFormatter("supervisor") if is_json else text)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""

@@ -95,7 +95,7 @@ def test_client_that_never_reads_delays_nobody(gateway: GatewayProcess, schedule
 def test_stop_text_ends_a_stream_that_nobody_reads(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
     call, stream_id = start(gateway, scheduler, stop=["STOP"])
     scheduler.send_stream(stream_id, byte_level_ids(TEXT.encode()) * 500 + byte_level_ids(b"xSTOPx"))
-    assert scheduler.take(Abort) == Abort((stream_id,))
+    assert scheduler.take(Abort) == Abort((stream_id,), complete_ids=(stream_id,))
     events = list(call)
     assert "".join(event.delta.text for event in events) == TEXT * 500 + "x"
     assert events[-1].finished.stop == "STOP"

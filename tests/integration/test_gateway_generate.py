@@ -105,7 +105,7 @@ def test_generate_stops_at_a_text_and_tells_the_scheduler_once(stub: Any, schedu
     assert (token_ids, text) == (byte_level_ids(b"one END"), "one ")
     assert (finished.reason, finished.stop) == (generate_pb2.FINISH_REASON_STOP, "END")
     assert finished.usage.num_output_tokens == 7
-    assert scheduler.take(Abort) == Abort((stream_id,))
+    assert scheduler.take(Abort) == Abort((stream_id,), complete_ids=(stream_id,))
 
 
 def test_generate_renders_chats(stub: Any, scheduler: FakeScheduler) -> None:

@@ -2,7 +2,7 @@
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
 greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
-when it has accepted requests, sends each gateway one `StepTokens`.
+when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics` with `MetricValues`.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 
@@ -14,6 +14,8 @@ Those of a prompt begin with its second token: nothing predicts the first.
 import enum
 
 import msgspec
+
+from pagewire.ipc.metrics import Family
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
@@ -80,7 +82,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     request id that still lives is continued, from whichever stream it belongs to; if there is none, there is only the
     caller's word that the request was accepted before. `was_accepted`: the gateway knows that it was, by this scheduler
     or another, and it is not refused for want of room. `num_known_prompt_logprobs`: the caller has the first so many
-    records of the prompt's tokens. `tenant`: whose request it is; those who wait are served fairly.
+    records of the prompt's tokens. `tenant`: whose request it is; those who wait are served fairly. `trace_context`
+    names the span that this belongs to (W3C traceparent); empty: nobody traces it.
     """
 
     stream_id: int
@@ -99,19 +102,30 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     was_accepted: bool = False
     num_known_prompt_logprobs: int = 0
     tenant: str = ""
+    trace_context: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
-    """The caller of these streams is gone or has what it wants: stop them without a further message."""
+    """The caller of these streams is gone or has what it wants: stop them without a further message.
+
+    `complete_ids`: those of them that are complete, as their gateway found.
+    """
 
     stream_ids: tuple[int, ...]
+    complete_ids: tuple[int, ...] = ()
 
 
 class Goodbye(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """This gateway stops: forget it, and stop all its streams without a further message."""
 
 
-GatewayMessage = Hello | Submit | Abort | Goodbye
+class GetMetrics(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+    """Tell the engine's metrics; the answer has the same number."""
+
+    number: int
+
+
+GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics
 
 
 class EngineState(enum.IntEnum):
@@ -230,4 +244,12 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     prompt_logprobs: dict[int, bytes] = {}
 
 
-SchedulerMessage = EngineStatus | Rejected | StepTokens
+class MetricValues(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=18):
+    """Values of this moment. Every sample has these labels beside its own."""
+
+    number: int
+    labels: dict[str, str]
+    families: list[Family]
+
+
+SchedulerMessage = EngineStatus | Rejected | StepTokens | MetricValues

@@ -114,7 +114,8 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     (sampling.seed, i), i counted from the end of the prompt. None of `end_token_ids` is drawn among the first
     `min_tokens` output tokens. `cache_salt` is that of the request, for LeftSequence. If records of prompt tokens are
     wanted, the first `num_known_prompt_logprobs` are not wanted again; if more are, that is at least
-    `num_computed_tokens`.
+    `num_computed_tokens`. `trace_context` names the span that this belongs to (W3C traceparent); empty: nobody traces
+    it.
     """
 
     slot: int
@@ -128,6 +129,7 @@ class AddedSequence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     end_token_ids: bytes = b""
     cache_salt: str = ""
     num_known_prompt_logprobs: int = 0
+    trace_context: str = ""
 
 
 class StepBatch(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13):

@@ -17,18 +17,21 @@ from scheduler_service.gateway.http.manners import Manners
 from scheduler_service.gateway.open_calls import OpenCalls
 
 
-def make_app(routes: Sequence[BaseRoute], calls: OpenCalls, keyring: Keyring | None) -> Starlette:
+def make_app(
+    routes: Sequence[BaseRoute], calls: OpenCalls, keyring: Keyring | None, observers: Sequence[Middleware] = ()
+) -> Starlette:
     """Put the routes of all protocols together.
 
     Args:
         routes: theirs.
         calls: tells whether the gateway drains.
         keyring: keys that requests must bear; without it anyone may ask.
+        observers: see every request first.
     """
     checks = [Middleware(KeyCheck, keyring=keyring)] if keyring is not None else []
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Manners, calls=calls), *checks],
+        middleware=[*observers, Middleware(Manners, calls=calls), *checks],
         exception_handlers={HTTPException: _no_such_route},
     )
     app.router.redirect_slashes = False

@@ -8,6 +8,7 @@ from msgspec import structs
 from pagewire.ipc.requests import Ended, StepTokens, Submit, logprob_record_bytes
 from scheduler_service.core.admission import Refusal
 from scheduler_service.core.config import SchedulerConfig
+from scheduler_service.core.metrics.engine_metrics import EngineMetrics
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from tests.fakes.bare_gateway import make_submit
@@ -22,7 +23,9 @@ class Harness:
     def __init__(self, num_blocks: int = 64, eos: frozenset[int] = frozenset(), **config: object) -> None:
         settings: dict[str, object] = {"block_size": 4, "max_num_seqs": 4, "max_num_batched_tokens": 16}
         self.config = SchedulerConfig(**(settings | config))  # type: ignore[arg-type]
-        self.scheduler = Scheduler(self.config, num_blocks, eos)
+        self.clock_s = 0.0
+        self.metrics = EngineMetrics(self.config.max_num_seqs, 1000, clock=lambda: self.clock_s)
+        self.scheduler = Scheduler(self.config, num_blocks, eos, self.metrics)
         self.worker = StepExecutor(self.config.block_size, num_blocks)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, bytes] = defaultdict(bytes)

@@ -49,14 +49,15 @@ def test_one_process_each_by_default():
     made = children(listen=("127.0.0.1:50051",))
     assert list(made) == ["scheduler", "worker-0", "gateway-0"]
     assert flags_of(made["scheduler"]) == (
-        "--request-address ipc:///run/x/requests.sock --worker-address ipc:///run/x/workers.sock"
+        "--request-address ipc:///run/x/requests.sock --worker-address ipc:///run/x/workers.sock --model-name tiny"
     )
     assert flags_of(made["worker-0"]) == (
         "--model /models/tiny.gguf --scheduler-address ipc:///run/x/workers.sock --rank 0"
     )
     assert flags_of(made["gateway-0"]) == (
         "--model /models/tiny.gguf --model-name tiny --scheduler-address ipc:///run/x/requests.sock "
-        "--private-listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051 --drain-timeout 30.0"
+        "--process-name gateway-0 --private-listen unix:/run/x/gateway-0.sock --listen 127.0.0.1:50051 "
+        "--drain-timeout 30.0"
     )
     assert made["gateway-0"].num_announced == 2
 

@@ -1,10 +1,13 @@
 """Do lines and progress come out as a terminal, or a file, wants them?"""
 
 import io
+import json
+import logging
 
 from rich.console import Console
 
-from scheduler_service.supervisor.output import Output
+from pagewire.ipc.logs import LogFormat
+from scheduler_service.supervisor.output import Output, OutputHandler
 
 
 def plain():
@@ -65,3 +68,31 @@ def test_a_stage_that_was_cut_off_is_not_done():
     output.end_progress(is_done=False)
     assert "25%" in console.file.getvalue()
     assert "done" not in console.file.getvalue()
+
+
+def json_output(console):
+    return Output(console, log_format=LogFormat.JSON)
+
+
+def test_json_of_a_process_is_passed_on_as_it_is():
+    console = plain()
+    line = '{"message": "[bold]ready[/] ' + "x" * 100 + '", "n": 1.50}'
+    json_output(console).line("worker-0", line)
+    assert console.file.getvalue() == line + "\n"
+
+
+def test_other_lines_become_the_messages_of_json_lines():
+    console = terminal()
+    output = json_output(console)
+    output.line("worker-0", 'Segmentation fault in "x"')
+    output.progress("loading weights", 1, 2)
+    output.say("pagewire: no such model")
+    OutputHandler(output).emit(logging.LogRecord("a", logging.INFO, "f", 1, "child died name=%s", ("worker-0",), None))
+    entries = [json.loads(line) for line in console.file.getvalue().splitlines()]
+    assert [(entry["process"], entry["message"]) for entry in entries] == [
+        ("worker-0", 'Segmentation fault in "x"'),
+        ("supervisor", "loading weights: 50 %"),
+        ("supervisor", "pagewire: no such model"),
+        ("supervisor", "child died name=worker-0"),
+    ]
+    assert entries[3]["name"] == "worker-0"

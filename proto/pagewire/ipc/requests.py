@@ -2,7 +2,7 @@
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
 greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
-when it has accepted requests, sends each gateway one `StepTokens`.
+when it has accepted requests, sends each gateway one `StepTokens`. Messages about the prefix cache are in cache_events.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 
@@ -14,6 +14,8 @@ Those of a prompt begin with its second token: nothing predicts the first.
 import enum
 
 import msgspec
+
+from pagewire.ipc.cache_events import CacheEvents, CacheFlushed, FlushCache, WatchCache
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
@@ -111,7 +113,7 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """This gateway stops: forget it, and stop all its streams without a further message."""
 
 
-GatewayMessage = Hello | Submit | Abort | Goodbye
+GatewayMessage = Hello | Submit | Abort | Goodbye | WatchCache | FlushCache
 
 
 class EngineState(enum.IntEnum):
@@ -230,4 +232,4 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     prompt_logprobs: dict[int, bytes] = {}
 
 
-SchedulerMessage = EngineStatus | Rejected | StepTokens
+SchedulerMessage = EngineStatus | Rejected | StepTokens | CacheEvents | CacheFlushed

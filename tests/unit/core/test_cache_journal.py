@@ -1,0 +1,132 @@
+"""Does a watcher of the prefix cache know exactly what it holds, at any time?"""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pagewire.ipc.cache_events import HASH_BYTES
+from tests.fakes.cache_mirror import CacheMirror
+from tests.unit.core.harness import Harness
+
+WATCHER, OTHER = b"watcher1", b"watcher2"
+PROMPT = list(range(10, 22))
+
+
+def tell(harness: Harness, **mirrors: CacheMirror) -> None:
+    """Deliver what the journal has to say."""
+    for gateway, message in harness.scheduler.journal.take_messages():
+        mirrors[gateway.decode()].take(message)
+
+
+def cached_names(harness: Harness) -> set[bytes]:
+    """What the cache really holds."""
+    cache = harness.scheduler._running.blocks.cache
+    return {content_hash[:HASH_BYTES] for content_hash in cache._block_of_hash}
+
+
+def watched(**config: object) -> tuple[Harness, CacheMirror]:
+    harness, mirror = Harness(**config), CacheMirror()  # type: ignore[arg-type]
+    harness.scheduler.journal.watch(WATCHER)
+    tell(harness, watcher1=mirror)
+    return harness, mirror
+
+
+def run(harness: Harness, stream_id: int, prompt: list[int], **changes: object) -> None:
+    harness.add(stream_id, prompt, **changes)
+    harness.run()
+
+
+def test_stored_blocks_come_with_their_tokens_parents_and_salt() -> None:
+    harness, mirror = watched()
+    run(harness, 1, PROMPT, max_tokens=1)
+    run(harness, 2, PROMPT, max_tokens=1, cache_salt="tenant")
+    tell(harness, watcher1=mirror)
+    lengths = (4, 8, 12)
+    assert mirror.prefixes() == {(salt, tuple(PROMPT[:length])) for salt in ("", "tenant") for length in lengths}
+
+
+def test_evicted_blocks_are_removed() -> None:
+    harness, mirror = watched(num_blocks=5)
+    run(harness, 1, PROMPT, max_tokens=2)
+    run(harness, 2, [1, 2, 3, 4, 5], max_tokens=9)
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks.keys() == cached_names(harness)
+    assert ("", tuple(PROMPT)) not in mirror.prefixes()
+    assert ("", (1, 2, 3, 4)) in mirror.prefixes()
+
+
+def test_flush_forgets_idle_and_held_blocks_and_running_sequences_go_on() -> None:
+    harness, mirror = watched()
+    run(harness, 1, PROMPT, max_tokens=1)
+    harness.add(2, [1, 2, 3, 4, 5, 6], max_tokens=4)
+    harness.schedule()
+    harness.finish_step()
+    assert harness.scheduler.flush_cache() == 4
+    harness.scheduler.check_integrity()
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks == {}
+    harness.run()
+    assert len(harness.tokens[2]) == 4
+    run(harness, 3, PROMPT, max_tokens=1)
+    assert harness.ended[3].num_cached_tokens == 0
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks.keys() == cached_names(harness)
+
+
+def test_a_lost_worker_clears_the_cache() -> None:
+    harness, mirror = watched()
+    run(harness, 1, PROMPT, max_tokens=1)
+    harness.lose_worker()
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks == {}
+
+
+def test_a_block_cached_before_anybody_watched_is_told_of_when_it_is_shared() -> None:
+    harness = Harness()
+    run(harness, 1, PROMPT, max_tokens=1)
+    assert harness.scheduler.journal.take_messages() == []
+    mirror = CacheMirror()
+    harness.scheduler.journal.watch(WATCHER)
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks == {}
+    run(harness, 2, [*PROMPT[:8], 1], max_tokens=1)
+    tell(harness, watcher1=mirror)
+    assert mirror.prefixes() == {("", tuple(PROMPT[:4])), ("", tuple(PROMPT[:8]))}
+
+
+def test_nothing_is_kept_once_nobody_watches() -> None:
+    harness, _ = watched()
+    run(harness, 1, PROMPT, max_tokens=1)
+    harness.scheduler.journal.unwatch(WATCHER)
+    assert not harness.scheduler.journal.is_kept
+    assert harness.scheduler.journal.take_messages() == []
+    late = CacheMirror()
+    harness.scheduler.journal.watch(OTHER)
+    tell(harness, watcher2=late)
+    assert late.blocks == {}
+
+
+@given(
+    requests=st.lists(
+        st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.integers(1, 6), st.sampled_from(["", "x"])),
+        min_size=1,
+        max_size=12,
+    ),
+    joins_after=st.integers(0, 12),
+    flushes_after=st.integers(0, 12),
+    num_blocks=st.integers(10, 16),
+)
+def test_every_watcher_knows_what_is_cached(requests, joins_after, flushes_after, num_blocks) -> None:
+    harness, first = watched(num_blocks=num_blocks, block_size=2)
+    second = CacheMirror()
+    for stream_id, (prompt, max_tokens, salt) in enumerate(requests):
+        run(harness, stream_id, prompt, max_tokens=max_tokens, cache_salt=salt)
+        if stream_id == joins_after:
+            harness.scheduler.journal.watch(OTHER)
+        if stream_id == flushes_after:
+            harness.scheduler.flush_cache()
+            # Another snapshot for one that watches already.
+            harness.scheduler.journal.watch(WATCHER)
+        tell(harness, watcher1=first, watcher2=second)
+        assert first.blocks.keys() == cached_names(harness)
+        if stream_id >= joins_after:
+            assert second.blocks == first.blocks

@@ -41,7 +41,7 @@ class CacheJournal:
         self._watchers: dict[bytes, _Watcher] = {}
 
     def watch(self, gateway: bytes) -> None:
-        """Tell this gateway everything from now on, after a snapshot; one that watches already gets a snapshot again."""
+        """Tell this gateway everything from now on, after a snapshot; one that watches already gets another one."""
         self._watchers.setdefault(gateway, _Watcher()).lacks_snapshot = True
         self.is_kept = True
 

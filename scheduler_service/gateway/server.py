@@ -22,6 +22,7 @@ from scheduler_service.gateway.inference_service import SERVICE_NAME, InferenceS
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.protocol import Gateway, further_services
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
@@ -84,8 +85,9 @@ async def serve(
         service = InferenceService(
             model, generator, scheduler, prompts, calls, state, version, config.connections.max_message_bytes
         )
-        servers.add(service.grpc_handler())
-        await servers.start((SERVICE_NAME,))
+        further = dict(further_services(Gateway(model, generator, scheduler, prompts, calls, state, version)))
+        servers.add(service.grpc_handler(), *further.values())
+        await servers.start((SERVICE_NAME, *further))
         http = None
         if bound_http is not None:
             bodies = BodyReader(config.connections.max_message_bytes)

@@ -1,4 +1,4 @@
-"""What a watcher of the prefix cache knows: the blocks that it was told of, each under the tokens of its whole prefix."""
+"""What a watcher of the prefix cache knows: the blocks that it was told of."""
 
 from array import array
 

@@ -25,7 +25,7 @@ class FlushCache(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
 
 
 class BlockStored(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A block can be shared. `parent` is the block before it, empty for the first of a prompt; `token_ids` are int32."""
+    """A block can be shared. `parent` is the block before it, empty for a prompt's first; `token_ids` are int32."""
 
     block_hash: bytes
     parent: bytes

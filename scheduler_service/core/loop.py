@@ -169,7 +169,7 @@ class SchedulerLoop:
             if not self._gateways.send(gateway, CacheFlushed(message.flush_id, num_blocks)):
                 self._forget([gateway])
         elif message.wanted:
-            scheduler.journal.watch(gateway)
+            scheduler.watch_cache(gateway)
         else:
             scheduler.journal.unwatch(gateway)
 

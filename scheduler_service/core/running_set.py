@@ -17,6 +17,9 @@ from scheduler_service.core.sequence import Sequence, Status
 from scheduler_service.core.slot_table import IntArray, SlotTable
 from scheduler_service.core.step_plan import StepPlan
 
+# As the number of blocks that a slot has offered: it offers no more.
+_NEVER = np.iinfo(np.int32).max
+
 
 class RunningSet:
     """Owns slots, block tables and the prefix cache, and records every change in `plan` for the workers.
@@ -188,10 +191,22 @@ class RunningSet:
             for block in sequence.block_ids[: sequence.num_shared_blocks]:
                 self.blocks.cache.withdraw(block)
 
+    def watch_cache(self, gateway: bytes) -> None:
+        """Tell a gateway what is cached, of which what running sequences hold is known at once."""
+        self.journal.watch(gateway)
+        for sequence in self.holding():
+            self.journal.note_stored(sequence, len(self.blocks.cache.match(sequence.block_hashes)))
+
     def flush_cache(self) -> int:
-        """Share nothing any more that is cached now; how many blocks are they? Sequences that hold them go on."""
+        """Share nothing any more that is cached now; how many blocks are they?
+
+        Sequences that hold them go on, and offer nothing, for it could only be found after what is forgotten.
+        """
         num_blocks = self.blocks.flush()
         self.journal.note_cleared()
+        for sequence in self.holding():
+            self._settle_promises(sequence)
+            self.table.num_cached[sequence.slot] = _NEVER
         return num_blocks
 
     def reset(self, num_blocks: int) -> None:

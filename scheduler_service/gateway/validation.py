@@ -9,7 +9,9 @@ from pagewire.ipc.requests import Penalties, Sampling
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MAX_REQUEST_ID_CHARS = 64
+
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_REQUEST_ID_CHARS}}}")
 _MAX_PRIORITY = 1000
 _MAX_STOP_TEXTS = 16
 _MAX_STOP_TEXT_CHARS = 1024

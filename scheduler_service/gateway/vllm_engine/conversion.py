@@ -13,7 +13,7 @@ from pagewire.ipc.requests import Limits
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
 from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.validation import is_request_id
+from scheduler_service.gateway.validation import MAX_REQUEST_ID_CHARS, is_request_id
 
 _SEED_RANGE = 2**64
 _MODEL_MAX = -1
@@ -44,7 +44,7 @@ async def to_generate_request(
     token_ids = await _prompt_ids(request, prompts)
     longest = min(limits.max_model_len, limits.num_blocks * limits.block_size + 1)
     converted = generate_pb2.GenerateRequest(
-        request_id=request.request_id if is_request_id(request.request_id) else "",
+        request_id=_request_id(request.request_id),
         token_ids=generate_pb2.TokenIds(ids=_truncated(token_ids, params, longest)),
         sampling=_sampling(params),
         stopping=generate_pb2.StopConditions(
@@ -74,6 +74,12 @@ def in_callers_words(error: InvalidArgumentError) -> InvalidArgumentError:
         if error.field.startswith(ours):
             return InvalidArgumentError(callers + error.field.removeprefix(ours), error.problem)
     return error
+
+
+def _request_id(callers: str) -> str:
+    """The caller's id, or the end of it, which tells requests apart; empty, to be drawn, if it may not be an id."""
+    end = callers[-MAX_REQUEST_ID_CHARS:]
+    return end if is_request_id(end) else ""
 
 
 def _check_served(request: vllm_engine_pb2.GenerateRequest) -> None:

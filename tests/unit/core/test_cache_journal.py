@@ -25,7 +25,7 @@ def cached_names(harness: Harness) -> set[bytes]:
 
 def watched(**config: object) -> tuple[Harness, CacheMirror]:
     harness, mirror = Harness(**config), CacheMirror()  # type: ignore[arg-type]
-    harness.scheduler.journal.watch(WATCHER)
+    harness.scheduler.watch_cache(WATCHER)
     tell(harness, watcher1=mirror)
     return harness, mirror
 
@@ -85,12 +85,39 @@ def test_a_block_cached_before_anybody_watched_is_told_of_when_it_is_shared() ->
     run(harness, 1, PROMPT, max_tokens=1)
     assert harness.scheduler.journal.take_messages() == []
     mirror = CacheMirror()
-    harness.scheduler.journal.watch(WATCHER)
+    harness.scheduler.watch_cache(WATCHER)
     tell(harness, watcher1=mirror)
     assert mirror.blocks == {}
     run(harness, 2, [*PROMPT[:8], 1], max_tokens=1)
     tell(harness, watcher1=mirror)
     assert mirror.prefixes() == {("", tuple(PROMPT[:4])), ("", tuple(PROMPT[:8]))}
+
+
+def test_what_running_sequences_hold_is_known_at_once() -> None:
+    harness = Harness()
+    harness.add(1, PROMPT, max_tokens=6)
+    harness.schedule()
+    harness.finish_step()
+    mirror = CacheMirror()
+    harness.scheduler.watch_cache(WATCHER)
+    tell(harness, watcher1=mirror)
+    assert mirror.prefixes() == {("", tuple(PROMPT[:length])) for length in (4, 8, 12)}
+    harness.run()
+    tell(harness, watcher1=mirror)
+    assert len(mirror.prefixes()) == 4
+
+
+def test_sequences_that_run_when_the_cache_is_flushed_offer_nothing() -> None:
+    harness, mirror = watched()
+    harness.add(1, PROMPT, max_tokens=6)
+    harness.schedule()
+    harness.scheduler.flush_cache()
+    harness.scheduler.check_integrity()
+    harness.run()
+    assert cached_names(harness) == set()
+    run(harness, 2, PROMPT, max_tokens=1)
+    tell(harness, watcher1=mirror)
+    assert mirror.blocks.keys() == cached_names(harness) != set()
 
 
 def test_nothing_is_kept_once_nobody_watches() -> None:
@@ -100,7 +127,7 @@ def test_nothing_is_kept_once_nobody_watches() -> None:
     assert not harness.scheduler.journal.is_kept
     assert harness.scheduler.journal.take_messages() == []
     late = CacheMirror()
-    harness.scheduler.journal.watch(OTHER)
+    harness.scheduler.watch_cache(OTHER)
     tell(harness, watcher2=late)
     assert late.blocks == {}
 
@@ -121,11 +148,11 @@ def test_every_watcher_knows_what_is_cached(requests, joins_after, flushes_after
     for stream_id, (prompt, max_tokens, salt) in enumerate(requests):
         run(harness, stream_id, prompt, max_tokens=max_tokens, cache_salt=salt)
         if stream_id == joins_after:
-            harness.scheduler.journal.watch(OTHER)
+            harness.scheduler.watch_cache(OTHER)
         if stream_id == flushes_after:
             harness.scheduler.flush_cache()
             # Another snapshot for one that watches already.
-            harness.scheduler.journal.watch(WATCHER)
+            harness.scheduler.watch_cache(WATCHER)
         tell(harness, watcher1=first, watcher2=second)
         assert first.blocks.keys() == cached_names(harness)
         if stream_id >= joins_after:

@@ -18,6 +18,7 @@ _INPUTS = (TEXT_INPUT, STREAM, EXCLUDE_INPUT, SAMPLING_PARAMETERS)
 _FINAL = "triton_final_response"
 # Of Triton's clients: every last response is sent here, empty or not.
 _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
+_TIMEOUT_US = "timeout"
 _FINISH_REASONS = {generate_pb2.FINISH_REASON_STOP: "stop", generate_pb2.FINISH_REASON_LENGTH: "length"}
 
 Write = Callable[[ModelInferResponse], Awaitable[object]]
@@ -25,11 +26,16 @@ Write = Callable[[ModelInferResponse], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request that was read. `prefix` is what the output text begins with."""
+    """A request that was read. `prefix` is what the output text begins with, `timeout_s` how long it may take."""
 
     request: generate_pb2.GenerateRequest
     is_streamed: bool
     prefix: str
+    timeout_s: float | None
+
+    def time_remaining_s(self, calls_s: float | None) -> float | None:
+        """Until the first of its own deadline and the call's, if there is any."""
+        return min((limit for limit in (self.timeout_s, calls_s) if limit is not None), default=None)
 
 
 def check_version(model: ServedModel, name: str, version: str) -> None:
@@ -70,10 +76,12 @@ def read(request: ModelInferRequest) -> Inference:
     converted.output.kind = kind
     for name, value in parameters.read_json(inputs.text(SAMPLING_PARAMETERS) or "{}"):
         parameters.set_parameter(converted, name, value)
+    timeout_us = request.parameters[_TIMEOUT_US].int64_param if _TIMEOUT_US in request.parameters else 0
     for name, value in parameters.read_map(request.parameters):
-        if name != _WANTS_EMPTY_FINAL:
+        if name not in (_WANTS_EMPTY_FINAL, _TIMEOUT_US):
             parameters.set_parameter(converted, name, value)
-    return Inference(converted, is_streamed, prompt if excludes_input is False else "")
+    prefix = prompt if excludes_input is False else ""
+    return Inference(converted, is_streamed, prefix, timeout_us / 1e6 if timeout_us > 0 else None)
 
 
 def in_callers_words(error: InvalidArgumentError) -> InvalidArgumentError:

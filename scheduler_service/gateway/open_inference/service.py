@@ -151,7 +151,8 @@ class OpenInferenceService:
         if asked.is_streamed and not may_stream:
             raise InvalidArgumentError(inference.STREAM, "is true: call ModelStreamInfer for a streamed answer")
         answer = inference.Answer(request, asked, write)
+        remaining_s = asked.time_remaining_s(context.time_remaining())
         try:
-            await self._gateway.generator.answer(asked.request, answer.take, time_remaining_s=context.time_remaining())
+            await self._gateway.generator.answer(asked.request, answer.take, time_remaining_s=remaining_s)
         except InvalidArgumentError as error:
             raise inference.in_callers_words(error) from error

@@ -87,6 +87,7 @@ async def serve(
         )
         further = dict(further_services(Gateway(model, generator, scheduler, prompts, calls, state, version)))
         servers.add(service.grpc_handler(), *further.values())
+        health.add_services(further)
         await servers.start((SERVICE_NAME, *further))
         http = None
         if bound_http is not None:

@@ -16,10 +16,11 @@ _COMMAND = Path(sys.executable).parent / "smg"
 
 
 class SmgProcess:
-    """Runs from entering the context to leaving it; then requests can be sent."""
+    """Runs from entering the context, after which requests can be sent, to leaving it."""
 
-    def __init__(self, worker_address: str, log: Path) -> None:
+    def __init__(self, worker_address: str, log: Path, *flags: str) -> None:
         self._worker_address = worker_address
+        self._flags = flags
         self._log = log
         self._stderr: IO[bytes]
         self._process: subprocess.Popen[bytes]
@@ -28,7 +29,7 @@ class SmgProcess:
     def __enter__(self) -> "SmgProcess":
         command = [str(_COMMAND), "launch", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--prometheus-port", str(self.port + 1), "--worker-urls", f"grpc://{self._worker_address}"]
-        command += ["--policy", "cache_aware", "--log-level", "info"]
+        command += ["--policy", "cache_aware", "--log-level", "debug", *self._flags]
         self._stderr = self._log.open("wb")
         self._process = subprocess.Popen(command, stdout=self._stderr, stderr=subprocess.STDOUT)
         self._wait_until_ready()

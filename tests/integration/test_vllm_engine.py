@@ -3,13 +3,16 @@
 import hashlib
 import io
 import json
+import os
 import struct
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import tokenizers
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smg_grpc_proto.generated import (
     common_pb2,
     sglang_scheduler_pb2,
@@ -23,7 +26,7 @@ from tests.fakes.bare_scheduler import int_bytes
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_token
 from tests.fakes.gateway_process import MODEL_NAME, TIMEOUT_S, GatewayProcess, error_reason
 from tests.fakes.patience import PATIENCE_S
-from tests.fakes.tiny_model import BOS, CHAT_TEMPLATE, byte_level_ids
+from tests.fakes.tiny_model import BOS, CHAT_TEMPLATE, byte_level_ids, write_tiny_model
 from tests.integration.conftest import EOS_ID, VOCAB_SIZE
 
 
@@ -277,6 +280,13 @@ def test_services_of_other_engines_are_unimplemented(gateway: GatewayProcess) ->
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.parametrize("service", ["", "vllm.grpc.engine.VllmEngine", "inference.GRPCInferenceService"])
+def test_probes_find_the_service(gateway: GatewayProcess, service: str) -> None:
+    health = health_pb2_grpc.HealthStub(gateway.channel())
+    response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_health_model_server_and_load_are_told(vllm: Any, scheduler: FakeScheduler) -> None:
     assert vllm.HealthCheck(vllm_engine_pb2.HealthCheckRequest(), timeout=TIMEOUT_S).healthy
     model = vllm.GetModelInfo(vllm_engine_pb2.GetModelInfoRequest(), timeout=TIMEOUT_S)
@@ -289,6 +299,19 @@ def test_health_model_server_and_load_are_told(vllm: Any, scheduler: FakeSchedul
     assert (load.num_running_reqs, load.num_waiting_reqs, load.num_total_reqs) == (1, 2, 3)
     assert (load.num_used_tokens, load.max_total_num_tokens) == ((4096 - 3) * 16, 4096 * 16)
     assert load.token_usage == pytest.approx((4096 - 3) / 4096)
+
+
+def test_without_its_package_the_protocol_is_not_offered(
+    scheduler: FakeScheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['smg_grpc_proto'] = None")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with GatewayProcess(write_tiny_model(tmp_path / "model"), scheduler.address, tmp_path / "log") as process:
+        process.wait_until_serving()
+        stub = vllm_engine_pb2_grpc.VllmEngineStub(process.channel())
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HealthCheck(vllm_engine_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_the_tokenizer_comes_as_a_zip_with_its_hash_at_the_end(vllm: Any) -> None:

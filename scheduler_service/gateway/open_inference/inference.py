@@ -38,14 +38,19 @@ class Inference:
         return min((limit for limit in (self.timeout_s, calls_s) if limit is not None), default=None)
 
 
-def check_version(model: ServedModel, name: str, version: str) -> None:
+def is_served(model: ServedModel, name: str, version: str) -> bool:
+    """Whether this is the model and the version that is served; a name or version that is empty means any."""
+    return name in ("", model.name) and version in ("", VERSION)
+
+
+def check_served(model: ServedModel, name: str, version: str) -> None:
     """Is this the model and the version that is served?
 
     Raises:
         UnknownModelError: it is not.
     """
     model.check_name(name)
-    if version not in ("", VERSION):
+    if not is_served(model, name, version):
         raise UnknownModelError(f"{name} version {version}", f"{model.name} version {VERSION}")
 
 

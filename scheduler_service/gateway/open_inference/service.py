@@ -57,9 +57,9 @@ class OpenInferenceService:
     async def model_ready(
         self, request: messages.ModelReadyRequest, _context: handlers.Context
     ) -> messages.ModelReadyResponse:
-        """Whether requests for this model should be sent here."""
-        inference.check_version(self._gateway.model, request.name, request.version)
-        return messages.ModelReadyResponse(ready=self._gateway.state.find().is_serving)
+        """Whether requests for this model should be sent here. No model that is not served is ready."""
+        is_served = inference.is_served(self._gateway.model, request.name, request.version)
+        return messages.ModelReadyResponse(ready=is_served and self._gateway.state.find().is_serving)
 
     async def server_metadata(
         self, _request: messages.ServerMetadataRequest, _context: handlers.Context
@@ -71,7 +71,7 @@ class OpenInferenceService:
         self, request: messages.ModelMetadataRequest, _context: handlers.Context
     ) -> messages.ModelMetadataResponse:
         """The model's tensors."""
-        inference.check_version(self._gateway.model, request.name, request.version)
+        inference.check_served(self._gateway.model, request.name, request.version)
         response = messages.ModelMetadataResponse(
             name=self._gateway.model.name, versions=[inference.VERSION], platform=_SERVER_NAME
         )
@@ -146,7 +146,7 @@ class OpenInferenceService:
         *,
         may_stream: bool,
     ) -> None:
-        inference.check_version(self._gateway.model, request.model_name, request.model_version)
+        inference.check_served(self._gateway.model, request.model_name, request.model_version)
         asked = inference.read(request)
         if asked.is_streamed and not may_stream:
             raise InvalidArgumentError(inference.STREAM, "is true: call ModelStreamInfer for a streamed answer")

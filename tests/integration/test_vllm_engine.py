@@ -21,7 +21,7 @@ from smg_grpc_proto.generated import (
     vllm_engine_pb2_grpc,
 )
 
-from pagewire.ipc.requests import Abort, Ended, EndReason, Penalties, StepTokens, Submit
+from pagewire.ipc.requests import Abort, Ended, EndReason, Goodbye, Penalties, StepTokens, Submit
 from tests.fakes.bare_scheduler import int_bytes
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length, stop_at_token
 from tests.fakes.gateway_process import MODEL_NAME, TIMEOUT_S, GatewayProcess, error_reason
@@ -312,6 +312,7 @@ def test_without_its_package_the_protocol_is_not_offered(
         with pytest.raises(grpc.RpcError) as caught:
             stub.HealthCheck(vllm_engine_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    scheduler.take(Goodbye)
 
 
 def test_the_tokenizer_comes_as_a_zip_with_its_hash_at_the_end(vllm: Any) -> None:

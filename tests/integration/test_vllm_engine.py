@@ -191,6 +191,23 @@ def test_logprobs_come_with_their_tokens(vllm: Any, scheduler: FakeScheduler) ->
         )
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_logprobs_of_the_prompt_come_once_and_at_the_end(
+    vllm: Any, scheduler: FakeScheduler, is_streamed: bool
+) -> None:
+    call, submit = start(vllm, scheduler, generate_request(4, 5, stream=is_streamed, prompt_logprobs=1, max_tokens=2))
+    record = struct.pack("<ifif", 1, -0.5, 6, -0.25)
+    scheduler.send(StepTokens(b"", b"", [], prompt_logprobs={submit.stream_id: record}))
+    scheduler.send_stream(submit.stream_id, [7, 8], stop_at_length(submit.stream_id))
+    expected = vllm_engine_pb2.InputLogProbs(
+        token_logprobs=[{}, {"value": -0.5}], token_ids=[4, 5], top_logprobs=[{}, {"values": [-0.25], "token_ids": [6]}]
+    )
+    *chunks, last = call
+    assert last.complete.input_logprobs == expected
+    told = [response.chunk.input_logprobs for response in chunks if response.chunk.HasField("input_logprobs")]
+    assert told == ([expected] if is_streamed else [])
+
+
 def test_abort_ends_the_request_and_frees_it(vllm: Any, scheduler: FakeScheduler) -> None:
     call, submit = start(vllm, scheduler, generate_request())
     scheduler.send_tokens([(submit.stream_id, 7)])
@@ -217,7 +234,6 @@ def test_a_caller_who_leaves_frees_the_request(vllm: Any, scheduler: FakeSchedul
         ("sampling_params.structural_tag", generate_request(structural_tag="{}")),
         ("sampling_params.json_object", generate_request(json_object=True)),
         ("sampling_params.choice", generate_request(choice={"choices": ["a"]})),
-        ("sampling_params.prompt_logprobs", generate_request(prompt_logprobs=1)),
         ("data_parallel_rank", vllm_engine_pb2.GenerateRequest(text="a", data_parallel_rank=1)),
         ("kv_transfer_params_json", vllm_engine_pb2.GenerateRequest(text="a", kv_transfer_params_json="{}")),
         ("kv_transfer_params", vllm_engine_pb2.GenerateRequest(text="a", kv_transfer_params={})),
@@ -242,6 +258,7 @@ def test_what_is_not_served_is_refused_by_name(vllm: Any, field: str, request_: 
         ("sampling_params.n", generate_request(n=1000)),
         ("sampling_params.logprobs", generate_request(logprobs=-1)),
         ("sampling_params.logprobs", generate_request(logprobs=21)),
+        ("sampling_params.prompt_logprobs", generate_request(prompt_logprobs=21)),
         ("sampling_params.logit_bias", generate_request(logit_bias={-1: 1.0})),
         ("sampling_params.truncate_prompt_tokens", generate_request(truncate_prompt_tokens=0)),
         ("tokenized.input_ids[0]", generate_request(VOCAB_SIZE)),

@@ -8,7 +8,9 @@ _OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
 _ANY_ROLE_SERVICES = frozenset({"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"})
 # What tells of other callers, or has effects on them.
 _ADMIN_SERVICES = frozenset({"grpc.channelz.v1.Channelz"})
-_ADMIN_METHODS = frozenset({"/vllm.grpc.engine.VllmEngine/FlushCache"})
+_ADMIN_METHODS = frozenset(
+    {"/vllm.grpc.engine.VllmEngine/FlushCache", "/vllm.grpc.engine.VllmEngine/SubscribeKvEvents"}
+)
 
 
 def is_open(method: str) -> bool:

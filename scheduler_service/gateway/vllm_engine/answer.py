@@ -2,7 +2,7 @@
 
 A streamed answer is a chunk for each new output, with that output alone, then one `complete` for each choice. One that
 is not streamed is the completes. A complete has all tokens of its choice; of a streamed choice the log probabilities
-were in its chunks.
+were in its chunks. Those of the prompt are in the first chunk of choice 0 and in every complete.
 """
 
 from array import array
@@ -45,6 +45,16 @@ class Answer:
         self._stop_token_ids = frozenset(request.sampling_params.stop_token_ids)
         self._choices = [_Choice() for _ in range(max(1, min(request.sampling_params.n, 128)))]
         self._num_prompt_tokens = 0
+        self._prompt_logprobs: vllm_engine_pb2.InputLogProbs | None = None
+        self._has_told_prompt = False
+
+    def begin_prompt_logprobs(self, first_token_id: int) -> None:
+        """They are wanted, and the prompt begins with this token, which has none."""
+        self._prompt_logprobs = vllm_engine_pb2.InputLogProbs(
+            token_logprobs=[vllm_engine_pb2.InputTokenLogProb()],
+            token_ids=[first_token_id],
+            top_logprobs=[vllm_engine_pb2.TopLogProbs()],
+        )
 
     async def take(self, response: generate_pb2.GenerateResponse) -> None:
         """Pass a response on."""
@@ -62,6 +72,9 @@ class Answer:
             await self._complete(index, vllm_engine_pb2.GenerateComplete(finish_reason=_ABORTED))
 
     async def _take_delta(self, delta: generate_pb2.Delta) -> None:
+        if delta.prompt_logprobs:
+            self._take_prompt(delta)
+            return
         choice = self._choices[delta.index]
         choice.token_ids.extend(delta.token_ids)
         if self._is_streamed:
@@ -72,11 +85,27 @@ class Answer:
                 index=delta.index,
                 output_logprobs=_logprobs(delta) if delta.logprobs else None,
             )
+            if delta.index == 0 and not self._has_told_prompt:
+                self._has_told_prompt = True
+                self._add_prompt_logprobs(chunk)
             await self._write(vllm_engine_pb2.GenerateResponse(chunk=chunk))
         elif delta.logprobs:
             if choice.logprobs is None:
                 choice.logprobs = vllm_engine_pb2.OutputLogProbs()
             choice.logprobs.MergeFrom(_logprobs(delta))
+
+    def _take_prompt(self, delta: generate_pb2.Delta) -> None:
+        assert self._prompt_logprobs is not None
+        self._prompt_logprobs.token_ids.extend(token.token_id for token in delta.prompt_logprobs)
+        self._prompt_logprobs.top_logprobs.extend(map(_top, delta.prompt_logprobs))
+        for token in delta.prompt_logprobs:
+            self._prompt_logprobs.token_logprobs.add(value=token.logprob)
+
+    def _add_prompt_logprobs(
+        self, response: vllm_engine_pb2.GenerateStreamChunk | vllm_engine_pb2.GenerateComplete
+    ) -> None:
+        if self._prompt_logprobs is not None:
+            response.input_logprobs.CopyFrom(self._prompt_logprobs)
 
     async def _finish(self, finished: generate_pb2.Finished) -> None:
         ends: Sequence[_End] = finished.choices or [finished]
@@ -99,6 +128,7 @@ class Answer:
         complete.completion_tokens = len(choice.token_ids)
         if choice.logprobs is not None:
             complete.output_logprobs.CopyFrom(choice.logprobs)
+        self._add_prompt_logprobs(complete)
         await self._write(vllm_engine_pb2.GenerateResponse(complete=complete))
 
 
@@ -106,11 +136,11 @@ def _logprobs(delta: generate_pb2.Delta) -> vllm_engine_pb2.OutputLogProbs:
     return vllm_engine_pb2.OutputLogProbs(
         token_logprobs=[token.logprob for token in delta.logprobs],
         token_ids=delta.token_ids,
-        top_logprobs=[
-            vllm_engine_pb2.TopLogProbs(
-                values=[top.logprob for top in token.top], token_ids=[top.token_id for top in token.top]
-            )
-            for token in delta.logprobs
-            if token.top
-        ],
+        top_logprobs=[_top(token) for token in delta.logprobs if token.top],
+    )
+
+
+def _top(token: generate_pb2.TokenLogprobs) -> vllm_engine_pb2.TopLogProbs:
+    return vllm_engine_pb2.TopLogProbs(
+        values=[top.logprob for top in token.top], token_ids=[top.token_id for top in token.top]
     )

@@ -63,8 +63,10 @@ async def to_generate_request(
     room = longest - len(converted.token_ids.ids)
     if params.HasField("max_tokens"):
         converted.stopping.max_tokens = min(params.max_tokens, room) if room > 0 else params.max_tokens
-    if params.HasField("logprobs"):
-        converted.output.logprobs = _not_negative(params.logprobs, "sampling_params.logprobs", "all of the vocabulary")
+    for name in ("logprobs", "prompt_logprobs"):
+        if params.HasField(name):
+            count = _not_negative(getattr(params, name), f"sampling_params.{name}", "all of the vocabulary")
+            setattr(converted.output, name, count)
     return converted
 
 
@@ -87,7 +89,6 @@ def _check_served(request: vllm_engine_pb2.GenerateRequest) -> None:
     constraint = params.WhichOneof("constraint")
     asked_for = {
         f"sampling_params.{constraint}": constraint is not None,
-        "sampling_params.prompt_logprobs": params.HasField("prompt_logprobs"),
         "kv_transfer_params": request.HasField("kv_transfer_params"),
         "kv_transfer_params_json": request.HasField("kv_transfer_params_json"),
         "mm_inputs": request.HasField("mm_inputs"),

@@ -5,33 +5,36 @@ from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+RequestKey = tuple[str, str]
+"""Tenant, and the id that its caller gave a request."""
+
 
 class OpenRequests:
-    """Requests by their callers' ids. Several may have the same id; they are aborted together."""
+    """Requests by their keys. Several may have the same key; they are aborted together."""
 
     def __init__(self) -> None:
-        self._tasks: defaultdict[str, set[asyncio.Task[None]]] = defaultdict(set)
+        self._tasks: defaultdict[RequestKey, set[asyncio.Task[None]]] = defaultdict(set)
 
-    async def run(self, request_id: str, work: Coroutine[Any, Any, None]) -> bool:
+    async def run(self, key: RequestKey, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work of a request; cancelling this cancels the work. False: it was aborted."""
         task = asyncio.create_task(work)
-        self._tasks[request_id].add(task)
+        self._tasks[key].add(task)
         try:
             await asyncio.wait((task,))
         finally:
             task.cancel()
-            self._forget(request_id, task)
+            self._forget(key, task)
         if task.cancelled():
             return False
         task.result()
         return True
 
-    def abort(self, request_ids: Iterable[str]) -> int:
+    def abort(self, keys: Iterable[RequestKey]) -> int:
         """Abort these requests; those that are not open are ignored. How many were open?"""
-        tasks = [task for request_id in request_ids for task in self._tasks.get(request_id, ())]
+        tasks = [task for key in keys for task in self._tasks.get(key, ())]
         return sum(task.cancel() for task in tasks)
 
-    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
-        self._tasks[request_id].discard(task)
-        if not self._tasks[request_id]:
-            del self._tasks[request_id]
+    def _forget(self, key: RequestKey, task: asyncio.Task[None]) -> None:
+        self._tasks[key].discard(task)
+        if not self._tasks[key]:
+            del self._tasks[key]

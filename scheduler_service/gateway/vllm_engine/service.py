@@ -9,13 +9,14 @@ import grpc
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 
 from scheduler_service.gateway import handlers
+from scheduler_service.gateway.auth.caller import current_caller
 from scheduler_service.gateway.exceptions import InvalidArgumentError, MethodNotServedError
 from scheduler_service.gateway.protocol import Gateway
 from scheduler_service.gateway.vllm_engine.answer import Answer
 from scheduler_service.gateway.vllm_engine.conversion import in_callers_words, to_generate_request
 from scheduler_service.gateway.vllm_engine.info import EngineInfo
 from scheduler_service.gateway.vllm_engine.kv_events import KvEventWriter
-from scheduler_service.gateway.vllm_engine.open_requests import OpenRequests
+from scheduler_service.gateway.vllm_engine.open_requests import OpenRequests, RequestKey
 from scheduler_service.gateway.vllm_engine.tokenizer_files import to_chunks, tokenizer_archive
 
 SERVICE_NAME: str = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
@@ -54,7 +55,7 @@ class VllmEngineService:
         self._info.last_request_s = time.time()
         answer = Answer(request, context.write)
         try:
-            if not await self._open.run(request.request_id, self._generate(request, answer, context)):
+            if not await self._open.run(_key(request.request_id), self._generate(request, answer, context)):
                 await answer.abort()
         except InvalidArgumentError as error:
             raise in_callers_words(error) from error
@@ -64,13 +65,15 @@ class VllmEngineService:
     ) -> None:
         _, limits = self._gateway.scheduler.ready_engine()
         converted = await to_generate_request(request, self._gateway.prompts, limits)
+        if converted.output.HasField("prompt_logprobs"):
+            answer.begin_prompt_logprobs(converted.token_ids.ids[0])
         await self._gateway.generator.answer(converted, answer.take, time_remaining_s=context.time_remaining())
 
     async def abort(
         self, request: vllm_engine_pb2.AbortRequest, _context: handlers.Context
     ) -> vllm_engine_pb2.AbortResponse:
-        """Abort requests of this gateway."""
-        self._open.abort(request.request_ids)
+        """Abort requests that the same tenant has sent to this gateway."""
+        self._open.abort(map(_key, request.request_ids))
         return vllm_engine_pb2.AbortResponse()
 
     async def health_check(
@@ -109,6 +112,11 @@ class VllmEngineService:
         self._gateway.scheduler.ready_engine()
         num_blocks = await self._gateway.scheduler.cache.flush()
         return common_pb2.FlushCacheResponse(success=True, message=f"{num_blocks} cached blocks were forgotten")
+
+
+def _key(request_id: str) -> RequestKey:
+    """Callers know each other's requests as little as each other."""
+    return current_caller().tenant, request_id
 
 
 def _telling(tell: Callable[[], Any]) -> Callable[[Any, handlers.Context], Any]:

@@ -177,6 +177,26 @@ def test_a_late_subscriber_gets_what_was_told_to_others(vllm: Any) -> None:
     assert early.num_cleared == late.num_cleared == 1
 
 
+def test_a_gateway_that_dies_leaves_the_subscribers_of_others_alone(
+    vllm: Any, gateway: GatewayProcess, engine: Engine, tmp_path: Path
+) -> None:
+    here = Subscriber(vllm)
+    here.read()
+    model = write_tiny_model(tmp_path / "model")
+    with GatewayProcess(model, engine.address, tmp_path / "other-log") as other:
+        other.wait_until_serving()
+        there = Subscriber(vllm_engine_pb2_grpc.VllmEngineStub(other.channel()))
+        there.read()
+        generate(vllm, PROMPT, max_tokens=1)
+        for subscriber in (here, there):
+            subscriber.read_until(prefixes_of([*PROMPT, 0]))
+        other.process.kill()
+        other.process.wait()
+    generate(vllm, [1, 2, 3, 4, 5], max_tokens=1)
+    here.read_until(prefixes_of([*PROMPT, 0]) | {(1, 2, 3, 4)})
+    assert here.num_cleared == 1
+
+
 def test_flush_empties_the_cache_and_tells(vllm: Any) -> None:
     subscriber = Subscriber(vllm)
     subscriber.read()

@@ -49,6 +49,11 @@ def ask(smg: SmgProcess, scheduler: FakeScheduler) -> Iterator[Callable[..., Any
     executor.shutdown(wait=False)
 
 
+def test_the_tokenizer_comes_from_us_and_nobody_else(smg: SmgProcess) -> None:
+    assert "Fetching tokenizer from worker" in smg.log_text()
+    assert "HuggingFace" not in smg.log_text()
+
+
 def test_tool_calls_are_found(ask: Callable[..., Any]) -> None:
     (choice,) = ask(CALL, tools=[TOOL])["choices"]
     (call,) = choice["message"]["tool_calls"]

@@ -9,6 +9,9 @@ from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 
 _SERVER_TYPE = "vllm-grpc"
+# Routers take the tokenizer from this path, or from the Hub if there is nothing there, and only then from GetTokenizer.
+# The Hub may have another one under this model's name, or be out of reach, so this is a path with no tokenizer.
+_TOKENIZER_PATH = "/dev/null"
 
 
 class EngineInfo:
@@ -38,6 +41,7 @@ class EngineInfo:
             max_context_length=max_model_len,
             vocab_size=engine.vocab_size if engine is not None else model.tokenizer.vocab_size,
             served_model_name=model.name,
+            tokenizer_path=_TOKENIZER_PATH,
             model_type=model.architecture,
             architectures=model.config.get("architectures", ()),
             eos_token_ids=engine.eos_token_ids if engine is not None else (),

@@ -102,17 +102,21 @@ class CacheJournal:
 
     def _parents_first(self) -> Iterator[BlockStored]:
         """All blocks. They were noted in this order, but for a parent that was evicted and stored again."""
-        by_name: dict[bytes, BlockStored] | None = None
+        by_name: dict[bytes, BlockStored] = {}
         told = {b""}
         for stored in self._stored.values():
+            if stored.block_hash in told:
+                continue
+            if stored.parent in told:
+                told.add(stored.block_hash)
+                yield stored
+                continue
+            by_name = by_name or {each.block_hash: each for each in self._stored.values()}
             chain: list[BlockStored] = []
             link: BlockStored | None = stored
             while link is not None and link.block_hash not in told:
                 told.add(link.block_hash)
                 chain.append(link)
-                if link.parent in told:
-                    break
-                by_name = by_name or {each.block_hash: each for each in self._stored.values()}
                 link = by_name.get(link.parent)
             yield from reversed(chain)
 

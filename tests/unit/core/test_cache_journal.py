@@ -1,9 +1,14 @@
 """Does a watcher of the prefix cache know exactly what it holds, at any time?"""
 
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.ipc.cache_events import HASH_BYTES
+from pagewire.ipc.cache_events import HASH_BYTES, BlockStored
+from pagewire.ipc.requests import Sampling
+from scheduler_service.core.cache_journal import CacheJournal
+from scheduler_service.core.sequence import Sequence
 from tests.fakes.cache_mirror import CacheMirror
 from tests.unit.core.harness import Harness
 
@@ -28,6 +33,24 @@ def watched(**config: object) -> tuple[Harness, CacheMirror]:
     harness.scheduler.watch_cache(WATCHER)
     tell(harness, watcher1=mirror)
     return harness, mirror
+
+
+def make_sequence(token_ids: list[int]) -> Sequence:
+    return Sequence(
+        gateway=b"gateway1",
+        stream_id=1,
+        request_id="r",
+        arrival=0,
+        token_ids=array("i", token_ids),
+        num_prompt_tokens=len(token_ids),
+        max_total_tokens=10,
+        min_total_tokens=0,
+        stop_token_ids=frozenset(),
+        sampling=Sampling(0.0, 0, 1.0, 0.0, 0),
+        priority=0,
+        cache_salt="",
+        deadline_s=None,
+    )
 
 
 def run(harness: Harness, stream_id: int, prompt: list[int], **changes: object) -> None:
@@ -118,6 +141,23 @@ def test_sequences_that_run_when_the_cache_is_flushed_offer_nothing() -> None:
     run(harness, 2, PROMPT, max_tokens=1)
     tell(harness, watcher1=mirror)
     assert mirror.blocks.keys() == cached_names(harness) != set()
+
+
+def test_a_snapshot_has_parents_first_though_they_were_stored_last() -> None:
+    journal = CacheJournal(block_size=1)
+    journal.watch(WATCHER)
+    chain = make_sequence([1, 2, 3])
+    chain.block_hashes += [bytes([index]) * 16 for index in range(3)]
+    journal.note_stored(chain, 3)
+    journal.note_removed(chain.block_hashes[0])
+    journal.note_block(chain, 0)
+    ((_, message),) = journal.take_messages()
+    assert [event.block_hash[0] for event in message.events if isinstance(event, BlockStored)] == [0, 1, 2]
+    # A block whose parent is gone is still cached.
+    journal.note_removed(chain.block_hashes[1])
+    journal.watch(OTHER)
+    *_, (_, message) = journal.take_messages()
+    assert [event.block_hash[0] for event in message.events if isinstance(event, BlockStored)] == [2, 0]
 
 
 def test_nothing_is_kept_once_nobody_watches() -> None:

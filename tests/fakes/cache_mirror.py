@@ -2,7 +2,14 @@
 
 from array import array
 
-from pagewire.ipc.cache_events import BlockRemoved, BlockStored, CacheCleared, CacheEvents
+from pagewire.ipc.cache_events import HASH_BYTES, BlockRemoved, BlockStored, CacheCleared, CacheEvents
+from scheduler_service.core.scheduler import Scheduler
+
+
+def cached_names(scheduler: Scheduler) -> set[bytes]:
+    """What the cache of a scheduler really holds."""
+    cache = scheduler._running.blocks.cache
+    return {content_hash[:HASH_BYTES] for content_hash in cache._block_of_hash}
 
 
 class CacheMirror:

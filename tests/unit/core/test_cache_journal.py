@@ -5,11 +5,11 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pagewire.ipc.cache_events import HASH_BYTES, BlockStored
+from pagewire.ipc.cache_events import BlockStored
 from pagewire.ipc.requests import Sampling
 from scheduler_service.core.cache_journal import CacheJournal
 from scheduler_service.core.sequence import Sequence
-from tests.fakes.cache_mirror import CacheMirror
+from tests.fakes.cache_mirror import CacheMirror, cached_names
 from tests.unit.core.harness import Harness
 
 WATCHER, OTHER = b"watcher1", b"watcher2"
@@ -20,12 +20,6 @@ def tell(harness: Harness, **mirrors: CacheMirror) -> None:
     """Deliver what the journal has to say."""
     for gateway, message in harness.scheduler.journal.take_messages():
         mirrors[gateway.decode()].take(message)
-
-
-def cached_names(harness: Harness) -> set[bytes]:
-    """What the cache really holds."""
-    cache = harness.scheduler._running.blocks.cache
-    return {content_hash[:HASH_BYTES] for content_hash in cache._block_of_hash}
 
 
 def watched(**config: object) -> tuple[Harness, CacheMirror]:
@@ -72,7 +66,7 @@ def test_evicted_blocks_are_removed() -> None:
     run(harness, 1, PROMPT, max_tokens=2)
     run(harness, 2, [1, 2, 3, 4, 5], max_tokens=9)
     tell(harness, watcher1=mirror)
-    assert mirror.blocks.keys() == cached_names(harness)
+    assert mirror.blocks.keys() == cached_names(harness.scheduler)
     assert ("", tuple(PROMPT)) not in mirror.prefixes()
     assert ("", (1, 2, 3, 4)) in mirror.prefixes()
 
@@ -92,7 +86,7 @@ def test_flush_forgets_idle_and_held_blocks_and_running_sequences_go_on() -> Non
     run(harness, 3, PROMPT, max_tokens=1)
     assert harness.ended[3].num_cached_tokens == 0
     tell(harness, watcher1=mirror)
-    assert mirror.blocks.keys() == cached_names(harness)
+    assert mirror.blocks.keys() == cached_names(harness.scheduler)
 
 
 def test_a_lost_worker_clears_the_cache() -> None:
@@ -137,10 +131,10 @@ def test_sequences_that_run_when_the_cache_is_flushed_offer_nothing() -> None:
     harness.scheduler.flush_cache()
     harness.scheduler.check_integrity()
     harness.run()
-    assert cached_names(harness) == set()
+    assert cached_names(harness.scheduler) == set()
     run(harness, 2, PROMPT, max_tokens=1)
     tell(harness, watcher1=mirror)
-    assert mirror.blocks.keys() == cached_names(harness) != set()
+    assert mirror.blocks.keys() == cached_names(harness.scheduler) != set()
 
 
 def test_a_snapshot_has_parents_first_though_they_were_stored_last() -> None:
@@ -194,6 +188,6 @@ def test_every_watcher_knows_what_is_cached(requests, joins_after, flushes_after
             # Another snapshot for one that watches already.
             harness.scheduler.watch_cache(WATCHER)
         tell(harness, watcher1=first, watcher2=second)
-        assert first.blocks.keys() == cached_names(harness)
+        assert first.blocks.keys() == cached_names(harness.scheduler)
         if stream_id >= joins_after:
             assert second.blocks == first.blocks

@@ -16,7 +16,7 @@ BENCH_ARGS ?= --concurrency 8 --input-len 128 --output-len 128
 VENV := .venv
 BIN := $(VENV)/bin
 PROTO_BIN := .venv-proto/bin
-PROTOS := pagewire/v1/inference.proto pagewire/v1/generate.proto
+PROTOS := pagewire/v1/inference.proto pagewire/v1/generate.proto pagewire/open_inference/grpc_service.proto
 SERVICE_PROTOS := pagewire/v1/inference.proto
 
 # The prompt is taken as it was given, with every $, and reaches the shell through the environment, with any quotes.

@@ -37,7 +37,7 @@ import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 extras = project["optional-dependencies"]
-names = project["dependencies"] + [name for extra in ("gateway", "scheduler", "worker", "supervisor") for name in extras[extra]]
+names = project["dependencies"] + [name for extra in ("gateway", "scheduler", "vllm-protocol", "worker", "supervisor") for name in extras[extra]]
 left_out = ("pagewire",) if sys.argv[1] else ("pagewire", "torch")
 print(*(name for name in names if not name.startswith(left_out)), sep="\n")
 EOF

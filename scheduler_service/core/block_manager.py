@@ -1,7 +1,7 @@
 """Who holds which KV block: allocation, sharing and freeing."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from scheduler_service.core.prefix_cache import PrefixCache
 
@@ -12,11 +12,14 @@ class BlockManager:
     allocate: free -> held, or idle -> (evicted) -> held
     share:    idle or held -> held once more
     free:     held once less; at zero -> idle if cached, else free
+
+    Args:
+        on_forget: told the hash of each block that is evicted or withdrawn from the prefix cache.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, on_forget: Callable[[bytes], None]) -> None:
         self.num_blocks = num_blocks
-        self.cache = PrefixCache()
+        self.cache = PrefixCache(on_forget)
         self._free = list(range(num_blocks - 1, -1, -1))
         self._holders = [0] * num_blocks
 
@@ -73,6 +76,12 @@ class BlockManager:
                 self.cache.mark_idle(block)
             else:
                 self._free.append(block)
+
+    def flush(self) -> int:
+        """Share nothing any more that is cached now; how many blocks are they? Their holders keep them."""
+        num_cached = len(self.cache)
+        self._free += self.cache.clear()
+        return num_cached
 
     def check_integrity(self, held: Iterable[list[int]]) -> None:
         """Assert that holders are exactly the given block tables and every other block is free or idle, once."""

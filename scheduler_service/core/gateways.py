@@ -1,10 +1,11 @@
 """The gateways this scheduler knows: who they are, what they are told, and what happens when one is gone."""
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 
-from pagewire.ipc.requests import EngineStatus, GatewayMessage, StepTokens
+from pagewire.ipc.requests import EngineStatus, GatewayMessage
 from scheduler_service.core.sockets import PeerGoneError, Server
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,6 @@ class Gateways:
         """Tell every gateway the state of the engine; returns those that turned out to be gone."""
         return [gateway for gateway in list(self._routing_ids) if not self.send(gateway, status)]
 
-    def deliver(self, outputs: list[tuple[bytes, StepTokens]]) -> list[bytes]:
-        """Send each gateway its news of a step; returns those that turned out to be gone."""
+    def deliver(self, outputs: Sequence[tuple[bytes, msgspec.Struct]]) -> list[bytes]:
+        """Send each gateway its news; returns those that turned out to be gone."""
         return [gateway for gateway, message in outputs if not self.send(gateway, message)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from pagewire.ipc.cache_events import CacheFlushed, FlushCache, WatchCache
 from pagewire.ipc.codec import Envelope, new_incarnation
 from pagewire.ipc.curve import GATEWAY, WORKER
 from pagewire.ipc.metrics import Family
@@ -148,6 +149,8 @@ class SchedulerLoop:
             self._schedule_steps(self._scheduler)
             start = self._recorder.now()
             self._forget(self._gateways.deliver(self._scheduler.take_outputs()))
+            if self._scheduler.journal.is_kept:
+                self._forget(self._gateways.deliver(self._scheduler.journal.take_messages()))
             self._recorder.add("deliver", start)
         if now_s >= self._next_status_s:
             self._publish_status(now_s)
@@ -172,6 +175,7 @@ class SchedulerLoop:
         elif isinstance(message, Goodbye):
             self._gateways.part(gateway)
             if self._scheduler is not None:
+                self._scheduler.journal.unwatch(gateway)
                 self._scheduler.abort_gateway(gateway)
         elif isinstance(message, GetMetrics):
             self._gateways.send(gateway, MetricValues(message.number, *self.metrics()))
@@ -181,6 +185,19 @@ class SchedulerLoop:
             for stream_id in message.stream_ids:
                 outcome = Outcome.STOP if stream_id in message.complete_ids else Outcome.CANCELLED
                 self._scheduler.abort(gateway, stream_id, outcome)
+        elif isinstance(message, WatchCache | FlushCache) and self._scheduler is not None:
+            self._handle_cache_request(self._scheduler, gateway, message)
+
+    def _handle_cache_request(self, scheduler: Scheduler, gateway: bytes, message: WatchCache | FlushCache) -> None:
+        if isinstance(message, FlushCache):
+            num_blocks = scheduler.flush_cache()
+            logger.info("cache flushed num_blocks=%d", num_blocks)
+            if not self._gateways.send(gateway, CacheFlushed(message.flush_id, num_blocks)):
+                self._forget([gateway])
+        elif message.wanted:
+            scheduler.watch_cache(gateway)
+        else:
+            scheduler.journal.unwatch(gateway)
 
     def _submit(self, gateway: bytes, submit: Submit) -> None:
         refusal = self._admit(gateway, submit)
@@ -216,6 +233,7 @@ class SchedulerLoop:
         """Gateways are gone: what they asked for waits a while for callers who resume it."""
         if self._scheduler is not None:
             for gateway in gateways:
+                self._scheduler.journal.unwatch(gateway)
                 self._scheduler.orphan_gateway(gateway, time.time())
 
     # ---- workers --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 
 HASH_BYTES = 16
 
@@ -31,9 +32,14 @@ class BlockHasher:
 
 
 class PrefixCache:
-    """Maps content hashes to blocks, and remembers which cached blocks nobody holds, oldest first."""
+    """Maps content hashes to blocks, and remembers which cached blocks nobody holds, oldest first.
 
-    def __init__(self) -> None:
+    Args:
+        on_forget: told the hash of each block that is evicted or withdrawn.
+    """
+
+    def __init__(self, on_forget: Callable[[bytes], None]) -> None:
+        self._on_forget = on_forget
         self._block_of_hash: dict[bytes, int] = {}
         self._hash_of_block: dict[int, bytes] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -53,17 +59,24 @@ class PrefixCache:
             blocks.append(block)
         return blocks
 
-    def insert(self, block_id: int, content_hash: bytes) -> None:
-        """Offer a held, full block for sharing; a block with the same content that is there already stays."""
-        if content_hash not in self._block_of_hash and block_id not in self._hash_of_block:
-            self._block_of_hash[content_hash] = block_id
-            self._hash_of_block[block_id] = content_hash
+    def insert(self, block_id: int, content_hash: bytes) -> bool:
+        """Offer a held, full block for sharing. False: a block with the same content is there already, and stays."""
+        if content_hash in self._block_of_hash or block_id in self._hash_of_block:
+            return False
+        self._block_of_hash[content_hash] = block_id
+        self._hash_of_block[block_id] = content_hash
+        return True
 
     def withdraw(self, block_id: int) -> None:
         """Offer a held block no more; its holders keep it, and the last one frees it."""
         content_hash = self._hash_of_block.pop(block_id, None)
         if content_hash is not None:
             del self._block_of_hash[content_hash]
+            self._on_forget(content_hash)
+
+    def __len__(self) -> int:
+        """How many blocks hold shareable content."""
+        return len(self._hash_of_block)
 
     def __contains__(self, block_id: int) -> bool:
         """Whether the block holds shareable content."""
@@ -84,8 +97,18 @@ class PrefixCache:
     def evict(self) -> int:
         """Forget the least recently used idle block and return it for new content."""
         block_id, _ = self._idle.popitem(last=False)
-        del self._block_of_hash[self._hash_of_block.pop(block_id)]
+        content_hash = self._hash_of_block.pop(block_id)
+        del self._block_of_hash[content_hash]
+        self._on_forget(content_hash)
         return block_id
+
+    def clear(self) -> list[int]:
+        """Forget all blocks, without a word about each; returns those that were idle."""
+        idle = list(self._idle)
+        self._block_of_hash.clear()
+        self._hash_of_block.clear()
+        self._idle.clear()
+        return idle
 
     def check_integrity(self) -> None:
         """Assert that both maps mirror each other and idle blocks are cached."""

@@ -10,11 +10,15 @@ import numpy as np
 
 from pagewire.ipc.steps import LeftSequence
 from scheduler_service.core.block_manager import BlockManager
+from scheduler_service.core.cache_journal import CacheJournal
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.prefix_cache import BlockHasher
 from scheduler_service.core.sequence import Sequence, Status
 from scheduler_service.core.slot_table import IntArray, SlotTable
 from scheduler_service.core.step_plan import StepPlan
+
+# As the number of blocks that a slot has offered: it offers no more.
+_NEVER = np.iinfo(np.int32).max
 
 
 class RunningSet:
@@ -34,7 +38,8 @@ class RunningSet:
 
     def __init__(self, config: SchedulerConfig, num_blocks: int, requeue: Callable[[Sequence, int], None]) -> None:
         self.table = SlotTable(config.max_num_seqs)
-        self.blocks = BlockManager(num_blocks)
+        self.journal = CacheJournal(config.block_size)
+        self.blocks = BlockManager(num_blocks, self.journal.note_removed)
         self.plan = StepPlan()
         self._config = config
         self._requeue = requeue
@@ -92,6 +97,8 @@ class RunningSet:
         self.blocks.share(shared)
         new_blocks = self.blocks.allocate(num_new)
         assert new_blocks is not None
+        if self.journal.is_kept:
+            self.journal.note_stored(sequence, len(shared))
         sequence.block_ids = shared + new_blocks
         sequence.num_shared_blocks = len(shared)
         sequence.num_admitted_tokens = len(sequence.token_ids)
@@ -180,7 +187,8 @@ class RunningSet:
                 continue
             self._hasher.extend(sequence.block_hashes, sequence.token_ids, sequence.cache_salt, count)
             for index in range(self.table.num_cached[slot], count):
-                self.blocks.cache.insert(sequence.block_ids[index], sequence.block_hashes[index])
+                if self.blocks.cache.insert(sequence.block_ids[index], sequence.block_hashes[index]):
+                    self.journal.note_block(sequence, index)
             self.table.num_cached[slot] = count
             self._settle_promises(sequence)
 
@@ -194,13 +202,32 @@ class RunningSet:
             for block in sequence.block_ids[: sequence.num_shared_blocks]:
                 self.blocks.cache.withdraw(block)
 
+    def watch_cache(self, gateway: bytes) -> None:
+        """Tell a gateway what is cached, of which what running sequences hold is known at once."""
+        self.journal.watch(gateway)
+        for sequence in self.holding():
+            self.journal.note_stored(sequence, len(self.blocks.cache.match(sequence.block_hashes)))
+
+    def flush_cache(self) -> int:
+        """Share nothing any more that is cached now; how many blocks are they?
+
+        Sequences that hold them go on, and offer nothing, for it could only be found after what is forgotten.
+        """
+        num_blocks = self.blocks.flush()
+        self.journal.note_cleared()
+        for sequence in self.holding():
+            self._settle_promises(sequence)
+            self.table.num_cached[sequence.slot] = _NEVER
+        return num_blocks
+
     def reset(self, num_blocks: int) -> None:
         """The workers lost everything: every running sequence waits again, and the pool is new."""
         self.table.in_flight[:] = 0
         for sequence in list(self._running):
             self.leave(sequence, Status.PREEMPTING)
         self.release_left()
-        self.blocks = BlockManager(num_blocks)
+        self.blocks = BlockManager(num_blocks, self.journal.note_removed)
+        self.journal.note_cleared()
         self.plan = StepPlan()
 
     def take_plan(self) -> StepPlan:

@@ -31,7 +31,7 @@ _CONDEMNED = "the worker died three times while it computed this request, the la
 
 
 class Scheduler:
-    """Owns every sequence from `add` to its end.
+    """Owns every sequence from `add` to its end. `journal` notes what the prefix cache holds for those who watch it.
 
     The caller alternates `schedule` (a step to send, or None) and `update` (a step's result), with at most
     `config.max_steps_in_flight` steps between them, and hands out what `take_outputs` returns.
@@ -53,7 +53,8 @@ class Scheduler:
         self._orphans = Orphans(config)
         self._num_orphaned = 0
         self._waiting = WaitingRoom(config)
-        self._running = RunningSet(config, num_blocks, self._requeue)
+        running = self._running = RunningSet(config, num_blocks, self._requeue)
+        self.journal, self.watch_cache, self.flush_cache = running.journal, running.watch_cache, running.flush_cache
         self._in_flight = StepsInFlight()
         self._outputs = OutputCollector()
         self._num_arrivals = 0

@@ -34,6 +34,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(f"line {error.lineno}: {error.message}") from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     @property

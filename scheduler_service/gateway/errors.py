@@ -35,6 +35,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.NotAllowedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED"),
     exceptions.QuotaExceededError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     exceptions.UnknownMethodError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
+    exceptions.MethodNotServedError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SERVED"),
     exceptions.UnknownModelError: _Kind(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     exceptions.TemplateRefusedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     exceptions.NoChatTemplateError: _Kind(grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),

@@ -68,6 +68,13 @@ class UnknownMethodError(RequestError):
         self.method = method
 
 
+class MethodNotServedError(RequestError):
+    """A method of a protocol that this server does not serve."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"{method} is not served: this server generates text, and has no other kind of work")
+
+
 class UnknownModelError(RequestError):
     """A model that this server does not have."""
 

@@ -4,7 +4,7 @@ gRPC's own deserializer answers undecodable bytes with INTERNAL or UNKNOWN; here
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from scheduler_service.gateway.exceptions import InvalidArgumentError
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response")
+Write = Callable[[Any], Awaitable[object]]
 
 # Of a write to a caller who is gone. gRPC cancels the handler for that, but not always before it writes.
 CallerGoneError = grpc.aio.InternalError
@@ -33,7 +34,7 @@ def unary(request_type: type[Request], method: Callable[[Request, Context], Awai
     """Handle calls with one response."""
 
     async def handle(request: Request | _Undecodable, context: Context) -> Message:
-        return await _answer(request, method, context)
+        return await _answer(lambda: method(_decoded(request), context), context)
 
     return grpc.unary_unary_rpc_method_handler(handle, _deserializer(request_type), _serialize)
 
@@ -42,17 +43,26 @@ def server_streaming(request_type: type[Request], method: Callable[[Request, Con
     """Handle calls whose responses the method writes to the context."""
 
     async def handle(request: Request | _Undecodable, context: Context) -> None:
-        await _answer(request, method, context)
+        await _answer(lambda: method(_decoded(request), context), context)
 
     return grpc.unary_stream_rpc_method_handler(handle, _deserializer(request_type), _serialize)
 
 
-async def _answer(
-    request: Request | _Undecodable, method: Callable[[Request, Context], Awaitable[Response]], context: Context
-) -> Response:
+def bidirectional(
+    request_type: type[Request], method: Callable[[AsyncIterator[Request], Context], Awaitable[None]]
+) -> Any:
+    """Handle calls of many requests, whose responses the method writes to the context."""
+
+    async def handle(requests: AsyncIterator[Request | _Undecodable], context: Context) -> None:
+        await _answer(lambda: method((_decoded(request) async for request in requests), context), context)
+
+    return grpc.stream_stream_rpc_method_handler(handle, _deserializer(request_type), _serialize)
+
+
+async def _answer(call: Callable[[], Awaitable[Response]], context: Context) -> Response:
     try:
         try:
-            return await method(_decoded(request), context)
+            return await call()
         except CallerGoneError:
             raise
         except Exception as error:

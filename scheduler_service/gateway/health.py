@@ -8,18 +8,22 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from scheduler_service.gateway.inference_service import SERVICE_NAME
 
-_NAMES = ("", SERVICE_NAME)
-
 
 class HealthReporter:
-    """Serves grpc.health.v1 for the whole server ("") and for the inference service. Begins NOT_SERVING."""
+    """Serves grpc.health.v1 for the whole server ("") and for each service that generates. Begins NOT_SERVING."""
 
     def __init__(self, servers: Iterable[grpc.aio.Server]) -> None:
         self._servicer = health.aio.HealthServicer()
         for server in servers:
             health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._names = ["", SERVICE_NAME]
         self._is_serving = False
         self._changed = asyncio.Event()
+        self._changed.set()
+
+    def add_services(self, names: Iterable[str]) -> None:
+        """Report on further services, too."""
+        self._names += names
         self._changed.set()
 
     def set_serving(self, is_serving: bool) -> None:
@@ -34,7 +38,7 @@ class HealthReporter:
             self._changed.clear()
             serving = health_pb2.HealthCheckResponse.SERVING
             status = serving if self._is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-            for name in _NAMES:
+            for name in self._names:
                 await self._servicer.set(name, status)
 
     async def stop(self) -> None:

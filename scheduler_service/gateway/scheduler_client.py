@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from pagewire.ipc.cache_events import CacheEvents, CacheFlushed
 from pagewire.ipc.codec import ANY, Codec, ProtocolError, new_incarnation
 from pagewire.ipc.requests import (
     Abort,
     EngineState,
     EngineStatus,
     GatewayMessage,
-    GetMetrics,
     Goodbye,
     Hello,
     Limits,
@@ -33,6 +33,7 @@ from pagewire.ipc.requests import (
     SchedulerMessage,
     StepTokens,
 )
+from scheduler_service.gateway.cache_watch import CacheWatch
 from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.engine_metrics import EngineMetrics
 from scheduler_service.gateway.exceptions import (
@@ -70,6 +71,8 @@ class SchedulerClient:
         on_state_change: called whenever `status.state` has changed.
         recovery_timeout_s: how long streams wait for another scheduler when theirs is gone.
         curve_keys: directory with the keys for a scheduler that is reached over a network.
+    Attributes:
+        cache: tells of the scheduler's prefix cache.
     """
 
     def __init__(
@@ -99,7 +102,8 @@ class SchedulerClient:
         self._aborts: dict[int, bool] = {}
         self._last_heard_s = time.monotonic()
         self.counts = RecoveryCounts()
-        self.engine_metrics = EngineMetrics(self._ask)
+        self.engine_metrics = EngineMetrics(self._send_to_scheduler)
+        self.cache = CacheWatch(self._send_to_scheduler)
         self._socket = SchedulerSocket(address, self._receive, self._connected, self._disconnected, curve_keys)
         self._keeper = asyncio.create_task(self._keep_in_touch())
 
@@ -176,6 +180,7 @@ class SchedulerClient:
         """Take leave of the scheduler, which stops all streams, and close the socket."""
         self._keeper.cancel()
         self._wait_is_over.set()
+        self.cache.close(GatewayDrainingError())
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
         for stream in [*self._streams.values(), *self._waiting.all()]:
             stream.fail(GatewayDrainingError())
@@ -214,11 +219,16 @@ class SchedulerClient:
             self._take_rejection(message, touched)
         elif isinstance(message, MetricValues):
             self.engine_metrics.take(message)
+        elif isinstance(message, CacheEvents):
+            self.cache.take_events(message)
+        elif isinstance(message, CacheFlushed):
+            self.cache.take_flushed(message)
         self._last_heard_s = time.monotonic()
 
     def _take_status(self, sender: bytes, status: EngineStatus) -> None:
         if status.state is EngineState.READY and (status.model is None or status.limits is None):
             raise ProtocolError("an engine is READY without a model")
+        is_newly_ready = self.status.state is not EngineState.READY or sender != self.scheduler_incarnation
         if sender != self.scheduler_incarnation:
             logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self._address)
             self._part_from_scheduler()
@@ -227,6 +237,8 @@ class SchedulerClient:
             self.scheduler_incarnation = sender
         self._set_status(status)
         self._resubmit()
+        if status.state is EngineState.READY and is_newly_ready:
+            self.cache.engine_is_ready()
 
     def _take_tokens(self, step: StepTokens, touched: dict[Stream, None]) -> None:
         try:
@@ -315,6 +327,7 @@ class SchedulerClient:
         self.counts.num_losses += self.scheduler_incarnation is not None
         self._lost_incarnation = self.scheduler_incarnation or self._lost_incarnation
         self.scheduler_incarnation = None
+        self.cache.engine_is_lost()
 
     def _resubmit(self) -> None:
         """Give all streams that wait to the scheduler, if it is ready for them."""
@@ -347,8 +360,8 @@ class SchedulerClient:
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
         return self._socket.send(self._codec.encode(message, self.incarnation, recipient))
 
-    def _ask(self, question: GetMetrics) -> bool:
-        return self.scheduler_incarnation is not None and self._send(question, self.scheduler_incarnation)
+    def _send_to_scheduler(self, message: GatewayMessage) -> bool:
+        return self.scheduler_incarnation is not None and self._send(message, self.scheduler_incarnation)
 
     def _submit(self, stream: Stream) -> bool:
         if not self._send(stream.to_submit(), self.scheduler_incarnation or ANY):

@@ -1,7 +1,8 @@
 """What does the gateway know of the model? Its tokenizer, chat template and size, read from the model's own files."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The model that this gateway answers for. `max_model_len` is what the files say; 0 where they do not."""
+    """The model that this gateway answers for. `max_model_len` is what the files say; 0 where they do not.
+
+    `config` and `tokenizer_config` are the content of the files with these names; empty for a model without them.
+    """
 
     name: str
     architecture: str
     max_model_len: int
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
 
     def check_name(self, name: str) -> None:
         """Is this the model that a request names? A request that names none means this one.
@@ -74,6 +80,8 @@ def _from_directory(path: Path, name: str) -> ServedModel:
         max_model_len=int(text_config.get("max_position_embeddings") or 0),
         tokenizer=tokenizer,
         chat_template=_compile(template, tokenizer),
+        config=config,
+        tokenizer_config=read_json(path / "tokenizer_config.json"),
     )
 
 

@@ -30,6 +30,7 @@ from scheduler_service.gateway.metrics import GatewayMetrics
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
+from scheduler_service.gateway.protocol import Gateway, further_services
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
@@ -101,8 +102,10 @@ async def serve(
         service = InferenceService(
             model, generator, scheduler, prompts, calls, state, version, config.connections.max_message_bytes
         )
-        servers.add(service.grpc_handler())
-        await servers.start((SERVICE_NAME,))
+        further = dict(further_services(Gateway(model, generator, scheduler, prompts, calls, state, version)))
+        servers.add(service.grpc_handler(), *further.values())
+        health.add_services(further)
+        await servers.start((SERVICE_NAME, *further))
         http = None
         if bound_http is not None:
             bodies = BodyReader(config.connections.max_message_bytes)

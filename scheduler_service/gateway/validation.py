@@ -9,7 +9,9 @@ from pagewire.ipc.requests import Penalties, Sampling
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MAX_REQUEST_ID_CHARS = 64
+
+_REQUEST_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_REQUEST_ID_CHARS}}}")
 _MAX_PRIORITY = 1000
 _MAX_STOP_TEXTS = 16
 _MAX_STOP_TEXT_CHARS = 1024
@@ -144,9 +146,14 @@ def check_request_id(request: generate_pb2.GenerateRequest) -> str:
         raise InvalidArgumentError("request_id", "differs from resume.request_id: leave one of them out")
     if not request_id and field == "request_id":
         return secrets.token_hex(16)
-    if not _REQUEST_ID.fullmatch(request_id):
+    if not is_request_id(request_id):
         raise InvalidArgumentError(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -")
     return request_id
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a text may be a request's id."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 def check_num_logprobs(

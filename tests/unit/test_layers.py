@@ -12,6 +12,7 @@ OURS = frozenset(
     {
         "pagewire.v1",
         "pagewire.ipc",
+        "pagewire.open_inference",
         "pagewire_client",
         "scheduler_service.bench",
         "scheduler_service.core",
@@ -35,19 +36,24 @@ EXTRAS = {
     "starlette",
     "uvicorn",
     "uvloop",
+    "smg_grpc_proto",
 }
 
 # Package: what else of ours it may import, and what it must do without.
 LAYERS = {
     "pagewire.v1": (set(), {"torch", "zmq", "msgspec"}),
     "pagewire.ipc": (set(), {"torch", "grpc", "zmq"}),
+    "pagewire.open_inference": (set(), {"torch", "grpc", "zmq", "msgspec"}),
     "pagewire_client": ({"pagewire.v1"}, EXTRAS),
     "scheduler_service.core": ({"pagewire.ipc"}, {"torch", "grpc", "transformers", "tokenizers"}),
     "scheduler_service.bench": (
         {"pagewire.v1", "pagewire.ipc", "scheduler_service.core", "scheduler_service.supervisor"},
         {"torch", "transformers", "tokenizers"},
     ),
-    "scheduler_service.gateway": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers"}),
+    "scheduler_service.gateway": (
+        {"pagewire.v1", "pagewire.ipc", "pagewire.open_inference"},
+        {"torch", "transformers", "tritonclient"},
+    ),
     "scheduler_service.supervisor": ({"pagewire.v1", "pagewire.ipc"}, {"torch", "transformers", "zmq", "msgspec"}),
     "gpu_worker": ({"pagewire.ipc"}, {"grpc", "transformers"}),
 }

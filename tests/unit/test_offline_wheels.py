@@ -38,7 +38,7 @@ def test_wheels_of_every_process_are_asked_for(collect, tmp_path, flags, has_tor
     words = done.stdout.splitlines()
     assert {"3.12", "manylinux_2_28_aarch64"} <= set(words)
     names = {word.split(">")[0] for word in words if ">=" in word}
-    assert {"grpcio", "tokenizers", "pyzmq", "safetensors", "huggingface_hub"} <= names
+    assert {"grpcio", "tokenizers", "pyzmq", "safetensors", "smg-grpc-proto", "huggingface_hub"} <= names
     assert ("torch" in names) == has_torch
     assert (tmp_path / "wheels").is_dir()
 

@@ -3,6 +3,7 @@
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
 greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
 when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics` with `MetricValues`.
+Messages about the prefix cache are in cache_events.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 
@@ -15,6 +16,7 @@ import enum
 
 import msgspec
 
+from pagewire.ipc.cache_events import CacheEvents, CacheFlushed, FlushCache, WatchCache
 from pagewire.ipc.metrics import Family
 
 
@@ -125,7 +127,7 @@ class GetMetrics(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
     number: int
 
 
-GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics
+GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | WatchCache | FlushCache
 
 
 class EngineState(enum.IntEnum):
@@ -252,4 +254,4 @@ class MetricValues(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     families: list[Family]
 
 
-SchedulerMessage = EngineStatus | Rejected | StepTokens | MetricValues
+SchedulerMessage = EngineStatus | Rejected | StepTokens | MetricValues | CacheEvents | CacheFlushed

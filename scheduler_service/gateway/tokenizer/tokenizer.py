@@ -51,6 +51,16 @@ class Tokenizer:
         """Whether it is a special token, which most texts are given without."""
         return token_id in self._special_ids
 
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that makes the same tokenizer."""
+        text: str = self._backend.to_str()
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text; None if there is no such token."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
+
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
         """Start to turn the token ids of one stream into text."""
         return Detokenizer(self._backend, self._special_ids if skip_special_tokens else frozenset())

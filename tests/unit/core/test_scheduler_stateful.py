@@ -5,8 +5,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pagewire.ipc.requests import EndReason, Sampling
+from tests.fakes.cache_mirror import CacheMirror, cached_names
 from tests.fakes.step_executor import VOCAB, complete
 from tests.unit.core.harness import Harness
+
+WATCHER = b"watcher1"
 
 # Few distinct tokens, so that prefixes are shared and stop tokens are hit.
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
@@ -47,6 +50,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
             async_scheduling=async_scheduling,
         )
+        self.mirror = CacheMirror()
+        self.harness.scheduler.watch_cache(WATCHER)
         self.expected: dict[int, tuple[list[int], EndReason]] = {}
         self.cancelled: set[int] = set()
         self.unlucky: set[int] = set()
@@ -182,10 +187,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.harness.scheduler.load.num_running == 0
         assert all(count <= 3 for count in self.harness.deadly.values())
 
+    @rule()
+    def the_cache_is_flushed(self) -> None:
+        self.harness.scheduler.flush_cache()
+
     @invariant()
     def nothing_is_lost(self) -> None:
         if hasattr(self, "harness"):
             self.harness.scheduler.check_integrity()
+
+    @invariant()
+    def a_watcher_knows_what_is_cached(self) -> None:
+        if hasattr(self, "harness"):
+            for _, message in self.harness.scheduler.journal.take_messages():
+                self.mirror.take(message)
+            assert self.mirror.blocks.keys() == cached_names(self.harness.scheduler)
 
     def teardown(self) -> None:
         if hasattr(self, "harness"):

@@ -16,6 +16,7 @@ CASES = [
     (exceptions.UnknownModelError("a", "b"), grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     (exceptions.TemplateRefusedError(), grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     (exceptions.NoChatTemplateError(), grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
+    (exceptions.MethodNotServedError("Embed"), grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SERVED"),
     (exceptions.EngineUnavailableError("x"), grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE"),
     (exceptions.GatewayDrainingError(), grpc.StatusCode.UNAVAILABLE, "GATEWAY_DRAINING"),
     (exceptions.EngineOverloadedError("x", "q", 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED"),

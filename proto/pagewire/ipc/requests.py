@@ -121,7 +121,7 @@ class Goodbye(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=4):
     """This gateway stops: forget it, and stop all its streams without a further message."""
 
 
-class GetMetrics(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=8):
+class GetMetrics(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     """Tell the engine's metrics; the answer has the same number."""
 
     number: int
@@ -246,7 +246,7 @@ class StepTokens(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=13)
     prompt_logprobs: dict[int, bytes] = {}
 
 
-class MetricValues(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=18):
+class MetricValues(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=14):
     """Values of this moment. Every sample has these labels beside its own."""
 
     number: int

@@ -93,7 +93,7 @@ def test_gateways_share_a_port_when_asked():
     second = {child.name: child for child in service_children(config, MODEL, Path("/run/x"))}["gateway-1"]
     assert "--listen 127.0.0.1:50051 --listen unix:/a.sock.1 --share-port" in flags_of(second)
     assert "--http 127.0.0.1:5 --health-listen 127.0.0.1:8" in flags_of(second)
-    assert second.num_announced == 3
+    assert second.num_announced == 4
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,7 @@ from pagewire.ipc.supervision import ProcessReport, ProcessState
 from pagewire.v1 import generate_pb2, inference_pb2
 from scheduler_service.gateway import handlers
 from scheduler_service.gateway.exceptions import InvalidArgumentError
-from scheduler_service.gateway.generate import Generator
-from scheduler_service.gateway.open_calls import OpenCalls
-from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.scheduler_client import SchedulerClient
-from scheduler_service.gateway.served_model import ServedModel
-from scheduler_service.gateway.service_state import ServiceState
+from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.validation import check_token_ids
 
 SERVICE_NAME: str = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -34,37 +29,15 @@ _PROCESS_STATES = {
 
 
 class InferenceService:
-    """The service over one model and one scheduler.
+    """The service of a gateway.
 
     Args:
-        model: the model that requests may name.
-        generator: answers Generate.
-        scheduler: for what it says of the engine.
-        prompts: tokenizes prompts.
-        calls: told of every call that does work.
-        state: of the service, for GetServerInfo.
-        version: of Pagewire, for GetServerInfo.
+        gateway: what answers are made of.
         max_message_bytes: the server's limit, for GetServerInfo.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        generator: Generator,
-        scheduler: SchedulerClient,
-        prompts: PromptReader,
-        calls: OpenCalls,
-        state: ServiceState,
-        version: str,
-        max_message_bytes: int,
-    ) -> None:
-        self._model = model
-        self._generator = generator
-        self._scheduler = scheduler
-        self._prompts = prompts
-        self._calls = calls
-        self._state = state
-        self._version = version
+    def __init__(self, gateway: Gateway, max_message_bytes: int) -> None:
+        self._gateway = gateway
         self._max_message_bytes = max_message_bytes
 
     def grpc_handler(self) -> grpc.GenericRpcHandler:
@@ -82,33 +55,33 @@ class InferenceService:
 
     async def generate(self, request: generate_pb2.GenerateRequest, context: handlers.Context) -> None:
         """Stream one completion."""
-        await self._generator.answer(request, context.write, time_remaining_s=context.time_remaining())
+        await self._gateway.generator.answer(request, context.write, time_remaining_s=context.time_remaining())
 
     async def tokenize(
         self, request: inference_pb2.TokenizeRequest, _context: handlers.Context
     ) -> inference_pb2.TokenizeResponse:
         """Tokenize a prompt as Generate would."""
-        self._model.check_name(request.model)
-        with self._calls.one():
+        self._gateway.model.check_name(request.model)
+        with self._gateway.calls.one():
             match request.WhichOneof("prompt"):
                 case "text":
                     special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-                    token_ids = await self._prompts.read_text(request.text, add_special_tokens=special)
+                    token_ids = await self._gateway.prompts.read_text(request.text, add_special_tokens=special)
                 case "chat":
-                    token_ids = await self._prompts.read_chat(request.chat)
+                    token_ids = await self._gateway.prompts.read_chat(request.chat)
                 case _:
                     raise InvalidArgumentError("prompt", "is missing: set one of text and chat")
-        return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self.max_model_len)
+        return inference_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=self._gateway.max_model_len)
 
     async def detokenize(
         self, request: inference_pb2.DetokenizeRequest, _context: handlers.Context
     ) -> inference_pb2.DetokenizeResponse:
         """Decode token ids."""
-        self._model.check_name(request.model)
+        self._gateway.model.check_name(request.model)
         check_token_ids(request.token_ids, self._vocab_size, "token_ids")
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
-        with self._calls.one():
-            text = await self._prompts.read_token_ids(request.token_ids, skip_special_tokens=skip)
+        with self._gateway.calls.one():
+            text = await self._gateway.prompts.read_token_ids(request.token_ids, skip_special_tokens=skip)
         return inference_pb2.DetokenizeResponse(text=text)
 
     async def list_models(
@@ -116,11 +89,11 @@ class InferenceService:
     ) -> inference_pb2.ListModelsResponse:
         """Describe the served model."""
         model = inference_pb2.Model(
-            name=self._model.name,
-            architecture=self._model.architecture,
-            max_model_len=self.max_model_len,
+            name=self._gateway.model.name,
+            architecture=self._gateway.model.architecture,
+            max_model_len=self._gateway.max_model_len,
             vocab_size=self._vocab_size,
-            has_chat_template=self._model.chat_template is not None,
+            has_chat_template=self._gateway.model.chat_template is not None,
         )
         return inference_pb2.ListModelsResponse(models=[model])
 
@@ -128,11 +101,11 @@ class InferenceService:
         self, _request: inference_pb2.GetServerInfoRequest, _context: handlers.Context
     ) -> inference_pb2.GetServerInfoResponse:
         """Describe the processes behind this server."""
-        scheduler, status = self._scheduler, self._scheduler.status
-        found, report = self._state.find(), self._state.report
-        engine_state, stage = self._state.engine_state()
+        scheduler, status = self._gateway.scheduler, self._gateway.scheduler.status
+        found, report = self._gateway.state.find(), self._gateway.state.report
+        engine_state, stage = self._gateway.state.engine_state()
         return inference_pb2.GetServerInfoResponse(
-            version=self._version,
+            version=self._gateway.version,
             gateway_incarnation=scheduler.incarnation.hex(),
             scheduler_incarnation=(scheduler.scheduler_incarnation or b"").hex(),
             engine_state=_ENGINE_STATES[engine_state],
@@ -143,7 +116,7 @@ class InferenceService:
                 num_free_blocks=status.load.num_free_blocks,
             ),
             progress=inference_pb2.EngineProgress(stage=stage, done=status.done, total=status.total),
-            detail=self._state.given_up or status.detail,
+            detail=self._gateway.state.given_up or status.detail,
             processes=[_process(process) for process in report.processes] if report is not None else (),
             state=_PROCESS_STATES[found.state],
             state_reason=found.reason,
@@ -151,7 +124,7 @@ class InferenceService:
 
     def _server_limits(self) -> inference_pb2.ServerLimits:
         limits = inference_pb2.ServerLimits(max_message_bytes=self._max_message_bytes)
-        engine = self._scheduler.status.limits
+        engine = self._gateway.scheduler.status.limits
         if engine is not None:
             limits.max_model_len = engine.max_model_len
             limits.max_num_seqs = engine.max_num_seqs
@@ -161,15 +134,9 @@ class InferenceService:
         return limits
 
     @property
-    def max_model_len(self) -> int:
-        """The engine's limit; what the model's files say before the engine has told."""
-        limits = self._scheduler.status.limits
-        return limits.max_model_len if limits is not None else self._model.max_model_len
-
-    @property
     def _vocab_size(self) -> int:
-        model = self._scheduler.status.model
-        return model.vocab_size if model is not None else self._model.tokenizer.vocab_size
+        model = self._gateway.scheduler.status.model
+        return model.vocab_size if model is not None else self._gateway.model.tokenizer.vocab_size
 
 
 def _process(report: ProcessReport) -> inference_pb2.Process:

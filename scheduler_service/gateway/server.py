@@ -4,11 +4,13 @@ import asyncio
 import importlib.metadata
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from pagewire.ipc.supervision import NO_HEART, Heart, ServiceReport
 from scheduler_service.gateway.auth.keyring import Keyring
@@ -16,6 +18,7 @@ from scheduler_service.gateway.call_counter import CallCounter
 from scheduler_service.gateway.call_observer import CallObserver
 from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.exceptions import EngineUnavailableError
+from scheduler_service.gateway.gateway import Gateway, further_services
 from scheduler_service.gateway.generate import Generator, StartSpan
 from scheduler_service.gateway.grpc_servers import GrpcServers
 from scheduler_service.gateway.health import HealthReporter
@@ -30,7 +33,6 @@ from scheduler_service.gateway.metrics import GatewayMetrics
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.protocol import Gateway, further_services
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
@@ -68,7 +70,6 @@ async def serve(
     Raises:
         StartError: an address, a certificate or a key file cannot be used.
     """
-    version = importlib.metadata.version("pagewire")
     certificates = Certificates(config.tls) if config.tls is not None else None
     keyring = Keyring(config.api_keys) if config.api_keys is not None else None
     registry = CollectorRegistry(auto_describe=False)
@@ -76,6 +77,49 @@ async def serve(
     servers = GrpcServers(config, certificates, keyring, CallObserver(counter, traces=tracer is not None))
     bound_http = bind_http(config.http, config.connections.shares_port) if config.http is not None else None
     health = HealthReporter(servers.for_health)
+    with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
+        gateway = _make_gateway(config, model, health, executor, tracer)
+        heart.incarnation = gateway.scheduler.incarnation.hex()
+        service = InferenceService(gateway, config.connections.max_message_bytes)
+        further = dict(further_services(gateway))
+        servers.add(service.grpc_handler(), *further.values())
+        health.add_services(further)
+        await servers.start((SERVICE_NAME, *further))
+        http = None
+        if bound_http is not None:
+            observers = [Middleware(HttpObserver, counter=counter, traces=tracer is not None)]
+            app = make_app(_http_routes(config, gateway, registry), gateway.calls, keyring, observers)
+            tls = certificates.ssl_context() if certificates is not None else None
+            http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections), tls)
+        tasks = [
+            asyncio.create_task(health.run()),
+            asyncio.create_task(show_progress(heart, gateway.calls)),
+            asyncio.create_task(keep_fresh([part for part in (certificates, keyring) if part is not None])),
+        ]
+        if heart.is_supervised:
+            follow_reports(heart, partial(_take_report, gateway, health))
+        for address in (*servers.private, *servers.public):
+            on_listening("listening", address)
+        for address in servers.health:
+            on_listening("health", address)
+        if http is not None:
+            on_listening("http", http.address)
+
+        drain_timeout_s = await stop
+        gateway.calls.close()
+        await health.stop()
+        await _drain(gateway.calls, drain_timeout_s)
+        gateway.scheduler.shut_down()
+        stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
+        await asyncio.gather(*stops)
+        for task in tasks:
+            task.cancel()
+
+
+def _make_gateway(
+    config: GatewayConfig, model: ServedModel, health: HealthReporter, executor: Executor, tracer: "Tracer | None"
+) -> Gateway:
+    version = importlib.metadata.version("pagewire")
     calls = OpenCalls()
     scheduler = SchedulerClient(
         config.scheduler_address,
@@ -85,59 +129,32 @@ async def serve(
         recovery_timeout_s=config.recovery_timeout_s,
         curve_keys=config.curve_keys,
     )
-    heart.incarnation = scheduler.incarnation.hex()
     state = ServiceState(scheduler, calls)
-    metrics = GatewayMetrics(registry, scheduler, calls, state, model.name, with_engine=config.engine_metrics)
+    prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
+    start_span = _span_starter(tracer, model.name)
+    generator = Generator(model, scheduler, prompts, calls, state, start_span, logs_prompts=config.log_prompts)
+    return Gateway(model, generator, scheduler, prompts, calls, state, version)
 
-    def take_report(report: ServiceReport) -> None:
-        state.report = report
-        health.set_serving(state.find().is_serving)
-        if state.given_up:
-            scheduler.end_streams(EngineUnavailableError(f"the engine is unavailable: {state.given_up}"))
 
-    with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
-        prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
-        start_span = _span_starter(tracer, model.name)
-        generator = Generator(model, scheduler, prompts, calls, state, start_span, logs_prompts=config.log_prompts)
-        service = InferenceService(
-            model, generator, scheduler, prompts, calls, state, version, config.connections.max_message_bytes
-        )
-        further = dict(further_services(Gateway(model, generator, scheduler, prompts, calls, state, version)))
-        servers.add(service.grpc_handler(), *further.values())
-        health.add_services(further)
-        await servers.start((SERVICE_NAME, *further))
-        http = None
-        if bound_http is not None:
-            bodies = BodyReader(config.connections.max_message_bytes)
-            openai = OpenAiApi(model, generator, prompts, bodies, lambda: service.max_model_len)
-            routes = [*health_routes(state), *metrics_routes(metrics), *openai.routes()]
-            observers = [Middleware(HttpObserver, counter=counter, traces=tracer is not None)]
-            app = make_app(routes, calls, keyring, observers)
-            tls = certificates.ssl_context() if certificates is not None else None
-            http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections), tls)
-        tasks = [
-            asyncio.create_task(health.run()),
-            asyncio.create_task(show_progress(heart, calls)),
-            asyncio.create_task(keep_fresh([part for part in (certificates, keyring) if part is not None])),
-        ]
-        if heart.is_supervised:
-            follow_reports(heart, take_report)
-        for address in (*servers.private, *servers.public):
-            on_listening("listening", address)
-        for address in servers.health:
-            on_listening("health", address)
-        if http is not None:
-            on_listening("http", http.address)
+def _http_routes(config: GatewayConfig, gateway: Gateway, registry: CollectorRegistry) -> list[Route]:
+    metrics = GatewayMetrics(
+        registry,
+        gateway.scheduler,
+        gateway.calls,
+        gateway.state,
+        gateway.model.name,
+        with_engine=config.engine_metrics,
+    )
+    openai = OpenAiApi(gateway, BodyReader(config.connections.max_message_bytes))
+    return [*health_routes(gateway.state), *metrics_routes(metrics), *openai.routes()]
 
-        drain_timeout_s = await stop
-        calls.close()
-        await health.stop()
-        await _drain(calls, drain_timeout_s)
-        scheduler.shut_down()
-        stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
-        await asyncio.gather(*stops)
-        for task in tasks:
-            task.cancel()
+
+def _take_report(gateway: Gateway, health: HealthReporter, report: ServiceReport) -> None:
+    """The supervisor tells of all processes."""
+    gateway.state.report = report
+    health.set_serving(gateway.state.find().is_serving)
+    if gateway.state.given_up:
+        gateway.scheduler.end_streams(EngineUnavailableError(f"the engine is unavailable: {gateway.state.given_up}"))
 
 
 def _span_starter(tracer: "Tracer | None", model_name: str) -> StartSpan | None:

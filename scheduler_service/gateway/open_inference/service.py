@@ -10,8 +10,8 @@ from pagewire.open_inference import grpc_service_pb2 as messages
 from scheduler_service.gateway import handlers
 from scheduler_service.gateway.errors import to_status
 from scheduler_service.gateway.exceptions import InvalidArgumentError, RequestError
+from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.open_inference import inference
-from scheduler_service.gateway.protocol import Gateway
 
 logger = logging.getLogger(__name__)
 

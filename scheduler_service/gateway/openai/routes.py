@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scheduler_service.gateway.exceptions import InvalidArgumentError, RequestError
-from scheduler_service.gateway.generate import Generator
+from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.http.body import BodyReader
 from scheduler_service.gateway.http.connected import CallerGoneError, run_while_connected
 from scheduler_service.gateway.http.errors import HttpError, error_event, error_response, note_unexpected
@@ -24,8 +24,6 @@ from scheduler_service.gateway.openai.parameters import in_callers_terms
 from scheduler_service.gateway.openai.parsing import parse_body
 from scheduler_service.gateway.openai.position import ChoicePosition, Position, parse_event_id
 from scheduler_service.gateway.openai.shapes import ChatShape, CompletionShape, Shape
-from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.served_model import ServedModel
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
@@ -38,26 +36,13 @@ class OpenAiApi:
     """The API over one model.
 
     Args:
-        model: what is served.
-        generator: answers generations.
-        prompts: tokenizes prompts.
+        gateway: what answers are made of.
         bodies: reads requests.
-        max_model_len: tells the engine's limit.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        generator: Generator,
-        prompts: PromptReader,
-        bodies: BodyReader,
-        max_model_len: Callable[[], int],
-    ) -> None:
-        self._model = model
-        self._generator = generator
-        self._prompts = prompts
+    def __init__(self, gateway: Gateway, bodies: BodyReader) -> None:
+        self._gateway = gateway
         self._bodies = bodies
-        self._max_model_len = max_model_len
         self._created_s = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -74,33 +59,33 @@ class OpenAiApi:
         return JSONResponse({"object": "list", "data": [self._describe_model()]})
 
     async def _get_model(self, request: Request) -> ASGIApp:
-        self._model.check_name(request.path_params["name"])
+        self._gateway.model.check_name(request.path_params["name"])
         return JSONResponse(self._describe_model())
 
     def _describe_model(self) -> dict[str, object]:
-        model = {"id": self._model.name, "object": "model", "created": self._created_s, "owned_by": "pagewire"}
-        return {**model, "root": self._model.name, "parent": None, "max_model_len": self._max_model_len()}
+        model = {"id": self._gateway.model.name, "object": "model", "created": self._created_s, "owned_by": "pagewire"}
+        return {**model, "root": self._gateway.model.name, "parent": None, "max_model_len": self._gateway.max_model_len}
 
     async def _embed(self, _request: Request) -> ASGIApp:
         raise HttpError(HTTPStatus.BAD_REQUEST, "embeddings are not served yet")
 
     async def _complete(self, request: Request) -> ASGIApp:
         body = parse_body(CompletionBody, await self._bodies.read_json(request))
-        shape = CompletionShape(body, self._model.name, self._model.tokenizer)
+        shape = CompletionShape(body, self._gateway.model.name, self._gateway.model.tokenizer)
         return await self._answer(request, body, shape)
 
     async def _chat(self, request: Request) -> ASGIApp:
         body = parse_body(ChatCompletionBody, await self._bodies.read_json(request))
-        shape = ChatShape(body, self._model.name, self._model.tokenizer)
+        shape = ChatShape(body, self._gateway.model.name, self._gateway.model.tokenizer)
         return await self._answer(request, body, shape)
 
     async def _answer(self, request: Request, body: CompletionBody | ChatCompletionBody, shape: Shape) -> ASGIApp:
-        self._model.check_name(body.model)
+        self._gateway.model.check_name(body.model)
         try:
             task = await self._to_task(request, body)
             if body.stream:
                 return self._stream(task, body, shape)
-            answer = await run_while_connected(request.receive, answer_whole(task, self._generator, shape))
+            answer = await run_while_connected(request.receive, answer_whole(task, self._gateway.generator, shape))
         except RequestError as error:
             raise in_callers_terms(error, is_chat=isinstance(body, ChatCompletionBody)) from error
         return Response(answer, headers=_headers(task), media_type="application/json")
@@ -108,7 +93,7 @@ class OpenAiApi:
     def _stream(self, task: Task, body: CompletionBody | ChatCompletionBody, shape: Shape) -> ASGIApp:
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             events = EventStream(send, _headers(task))
-            answer = StreamedAnswer(task, self._generator, shape, events, body)
+            answer = StreamedAnswer(task, self._gateway.generator, shape, events, body)
             try:
                 await run_while_connected(receive, answer.run())
             except CallerGoneError:
@@ -137,7 +122,7 @@ class OpenAiApi:
             choices = [ChoicePosition() for _ in range(num_choices)]
             position = Position(_request_id(request), seed, int(time.time()), choices)
         requests = to_requests(body, request_id=position.request_id, seed=position.seed, is_resumed=bool(last_event_id))
-        prompts = [await read_prompt(one, self._prompts) for one in requests] if body.return_token_ids else []
+        prompts = [await read_prompt(one, self._gateway.prompts) for one in requests] if body.return_token_ids else []
         return Task(requests, body.n, prompts, position)
 
 

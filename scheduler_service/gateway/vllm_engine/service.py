@@ -11,7 +11,7 @@ from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 from scheduler_service.gateway import handlers
 from scheduler_service.gateway.auth.caller import current_caller
 from scheduler_service.gateway.exceptions import InvalidArgumentError, MethodNotServedError
-from scheduler_service.gateway.protocol import Gateway
+from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.vllm_engine.answer import Answer
 from scheduler_service.gateway.vllm_engine.conversion import in_callers_words, to_generate_request
 from scheduler_service.gateway.vllm_engine.info import EngineInfo

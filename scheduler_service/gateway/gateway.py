@@ -1,4 +1,4 @@
-"""What does a gateway have that every protocol is made of, and which protocols does it speak beside its own?"""
+"""What does a gateway have that every protocol is made of, and which gRPC services does it offer beside its own?"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +43,12 @@ class Gateway:
     calls: OpenCalls
     state: ServiceState
     version: str
+
+    @property
+    def max_model_len(self) -> int:
+        """The engine's limit; what the model's files say before the engine has told."""
+        limits = self.scheduler.status.limits
+        return limits.max_model_len if limits is not None else self.model.max_model_len
 
 
 def further_services(gateway: Gateway) -> Iterator[tuple[str, grpc.GenericRpcHandler]]:

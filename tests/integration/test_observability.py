@@ -360,6 +360,22 @@ def test_a_death_shows_in_metrics(service: ObservedService, client: Client) -> N
     assert after.value("vllm:request_success_total", finished_reason="length") == 1
 
 
+def test_a_trace_outlives_its_scheduler(service: ObservedService, collector: OtlpCollector, client: Client) -> None:
+    trace_id = "6af7651916cd43dd8448eb211c80319c"
+    metadata = [("traceparent", f"00-{trace_id}-b7ad6b7169203331-01")]
+    with grpc.insecure_channel(service.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        events = stub.Generate(request(max_tokens=1500), metadata=metadata, timeout=PATIENCE_S)
+        assert next(events).HasField("accepted")
+        service.child("scheduler_service.core").kill()
+        *_, last = events
+    assert last.finished.usage.num_output_tokens == 1500
+    names = {"text_completion tiny", "scheduler"}
+    found = of_trace(collector.wait_for(lambda spans: of_trace(spans, trace_id).keys() >= names), trace_id)
+    assert found["scheduler"].span.parent_span_id == found["text_completion tiny"].span.span_id
+    assert found["scheduler"].attributes["gen_ai.usage.output_tokens"] == 1500
+
+
 def test_all_lines_are_objects_and_name_their_requests(service: ObservedService, client: Client) -> None:
     request_id = client.generate(SECRET, SamplingParams(max_tokens=3)).request_id
     service.wait_until(lambda: f'"request_id": "{request_id}"' in service.log_text())

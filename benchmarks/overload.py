@@ -94,8 +94,9 @@ def measure_overload(flags: argparse.Namespace) -> dict[str, Any]:
     limits = ["--max-waiting-requests", str(flags.waiting), *_budget(flags.running)]
     num_blocks = flags.running * (_ENDLESS // _BLOCK_TOKENS + 4)
     with StubService(flags.running, num_blocks, flags.gateways, flags.steps_per_s, limits) as service:
-        readers = _Readers(context, service.addresses, _split(most, flags.clients), _ENDLESS)
+        readers = _Readers(context, service.addresses, _split(flags.running, flags.clients), _ENDLESS)
         _wait_for_tokens(readers, flags.running)
+        waiters = _Readers(context, service.addresses, [flags.waiting], _ENDLESS)
         answers: Queue[list[Answer]] = context.Queue()
         ready, begin = context.Event(), context.Event()
         asking = (service.addresses, 9 * most, flags.seconds, ready, begin, answers)
@@ -105,6 +106,7 @@ def measure_overload(flags: argparse.Namespace) -> dict[str, Any]:
         begin.set()
         during = readers.tokens_per_s(flags.seconds)
         asked = answers.get(timeout=_LIMIT_S)
+        waiters.kill()
         readers.kill()
     refused = sorted(answer.seconds for answer in asked if answer.code == "RESOURCE_EXHAUSTED")
     return {

@@ -1,9 +1,11 @@
-"""What stands between clients and a worker that answers at once: one gateway and one scheduler, both real processes."""
+"""What stands between clients and a worker that only counts: gateways and a scheduler, all real processes."""
 
+import math
 import multiprocessing
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,35 +20,56 @@ _STOP_S = 20.0
 
 
 class StubService:
-    """Runs while it is entered. `address` is a gRPC target; the model is the tiny dummy one.
+    """Runs while it is entered. `addresses` are gRPC targets, one of each gateway; the model is the tiny dummy one.
 
     Args:
         max_num_seqs: most sequences in one step.
         num_blocks: KV blocks of the pool.
+        num_gateways: gateway processes.
+        steps_per_s: of the worker; by default it answers at once.
+        flags: further ones of the scheduler.
     """
 
-    def __init__(self, max_num_seqs: int, num_blocks: int) -> None:
-        self._max_num_seqs = max_num_seqs
-        self._num_blocks = num_blocks
+    def __init__(
+        self,
+        max_num_seqs: int,
+        num_blocks: int,
+        num_gateways: int = 1,
+        steps_per_s: float = math.inf,
+        flags: Sequence[str] = (),
+    ) -> None:
+        self._limits = ["--max-num-seqs", str(max_num_seqs), "--num-blocks", str(num_blocks), *flags]
+        self._num_gateways = num_gateways
+        self._steps_per_s = steps_per_s
         self._stack = ExitStack()
-        self.address = ""
-        self.gateway: psutil.Process
+        self.addresses: list[str] = []
+        self.gateways: list[psutil.Process] = []
         self.scheduler: psutil.Process
+
+    @property
+    def address(self) -> str:
+        """Of the first gateway."""
+        return self.addresses[0]
+
+    @property
+    def gateway(self) -> psutil.Process:
+        """The first one."""
+        return self.gateways[0]
 
     def __enter__(self) -> Self:
         with self._stack:
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
             requests, workers = f"ipc://{folder}/r", f"ipc://{folder}/w"
-            self.address = f"unix:{folder}/g"
-            limits = ["--max-num-seqs", str(self._max_num_seqs), "--num-blocks", str(self._num_blocks)]
             self.scheduler = self._start(
-                "scheduler_service.core", "--request-address", requests, "--worker-address", workers, *limits
+                "scheduler_service.core", "--request-address", requests, "--worker-address", workers, *self._limits
             )
             self._start_worker(workers)
             model = ["--model", str(write_dummy("tiny", folder)), "--model-name", "tiny"]
-            self.gateway = self._start(
-                "scheduler_service.gateway", "--scheduler-address", requests, "--listen", self.address, *model
-            )
+            for number in range(self._num_gateways):
+                address = f"unix:{folder}/g{number}"
+                flags = ["--scheduler-address", requests, "--listen", address, *model]
+                self.gateways.append(self._start("scheduler_service.gateway", *flags))
+                self.addresses.append(address)
             self._stack = self._stack.pop_all()
         return self
 
@@ -65,7 +88,8 @@ class StubService:
         return psutil.Process(process.pid)
 
     def _start_worker(self, address: str) -> None:
-        worker = multiprocessing.get_context("spawn").Process(target=fake_worker, args=(address,), daemon=True)
+        fork = multiprocessing.get_context("spawn")
+        worker = fork.Process(target=fake_worker, args=(address, self._steps_per_s), daemon=True)
         worker.start()
         self._stack.callback(worker.kill)
 

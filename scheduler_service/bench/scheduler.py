@@ -6,6 +6,7 @@ scheduler process's loop with real ZeroMQ sockets against a worker in another pr
 
 import argparse
 import json
+import math
 import multiprocessing
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from scheduler_service.core.scheduler import Scheduler
 
 VOCAB = 49152
 NUM_BLOCKS = 60_000
-MODEL = ModelInfo("llama", VOCAB, 8192, (2,))
+MODEL = ModelInfo("llama", VOCAB, 1 << 17, (2,))
 
 
 def make_submits(num_seqs: int, prompt_len: int, max_tokens: int) -> list[Submit]:
@@ -95,13 +96,15 @@ def bench_calls(num_seqs: int, prompt_len: int, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def fake_worker(address: str) -> None:
-    """A worker process that answers every step at once. It has as many KV blocks as the scheduler was told to use."""
+def fake_worker(address: str, steps_per_s: float = math.inf) -> None:
+    """A worker process that answers every step at once, or so many a second. It has as many KV blocks as the scheduler
+    was told to use."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(address)
     codec, me = Codec[StepBatch](SchedulerStepMessage), new_incarnation()
     tokens = np.arange(100, 100 + 4096, dtype=np.int32)
     socket.send(codec.encode(WorkerHello(0, 1, 0), me, ANY))
+    due_s = 0.0
     while True:
         envelope = codec.decode(socket.recv())
         message = envelope.message
@@ -110,6 +113,8 @@ def fake_worker(address: str) -> None:
         elif isinstance(message, AllocateCache):
             socket.send(codec.encode(WorkerReady(0), me, envelope.sender))
         else:
+            due_s = max(due_s + 1 / steps_per_s, time.monotonic())
+            time.sleep(max(0.0, due_s - time.monotonic()))
             socket.send(codec.encode(answer(message, tokens), me, envelope.sender))
 
 

@@ -33,13 +33,13 @@ class FairQueue:
         if level is None:
             self._forget_idle()
             level = self._levels[sequence.priority] = _Level(sequence.priority)
-        if not len(level):
+        if level.is_empty:
             level.last_turn = self._num_turns
         level.push(sequence)
 
     def peek(self) -> Sequence | None:
         """The next sequence, or None."""
-        waiting = [level for level in self._levels.values() if len(level)]
+        waiting = [level for level in self._levels.values() if not level.is_empty]
         if not waiting:
             return None
         self._chosen = max(waiting, key=_priority)
@@ -87,7 +87,7 @@ class FairQueue:
         return [sequence for level in self._levels.values() for sequence in level.live()]
 
     def _forget_idle(self) -> None:
-        idle = sorted((level for level in self._levels.values() if not len(level)), key=_last_turn)
+        idle = sorted((level for level in self._levels.values() if level.is_empty), key=_last_turn)
         for level in idle[: max(0, len(self._levels) + 1 - _MAX_LEVELS)]:
             del self._levels[level.priority]
 
@@ -104,8 +104,9 @@ class _Level:
         self._next = self.returning
         self._next_tenant: str | None = None
 
-    def __len__(self) -> int:
-        return len(self.returning) + sum(map(len, self.lines.values()))
+    @property
+    def is_empty(self) -> bool:
+        return not self.lines and not len(self.returning)
 
     def push(self, sequence: Sequence) -> None:
         if sequence.num_cached_tokens is not None:

@@ -72,6 +72,7 @@ def check_resume(sequence: Sequence, submit: Submit, max_total_tokens: int) -> R
     is_same = (
         submit.sampling == sequence.sampling
         and submit.cache_salt == sequence.cache_salt
+        and submit.tenant == sequence.tenant
         and max_total_tokens == sequence.max_total_tokens
         and submit.num_prompt_tokens + submit.min_tokens == sequence.min_total_tokens
         and sequence.stop_token_ids.issuperset(submit.stop_token_ids)

@@ -207,7 +207,8 @@ class Scheduler:
         chunks: list[tuple[int, int]] = []
         for slot in behind.tolist():
             budget = self._add_chunk(chunks, slot, budget)
-        self._waiting.charge(self._running.holding)
+        if table.num_free:
+            self._waiting.charge(self._running.holding)
         while budget > 0 and (waiting := self._waiting.next(self.config.max_num_seqs, table.num_free)) is not None:
             if self._running.is_mostly_promised(waiting):
                 self._waiting.set_aside(waiting)

@@ -82,9 +82,8 @@ def choice_of(
     The scheduler knows it by an id with a character that no caller's id has. The prompt's log probabilities come with
     choice 0; `is_echoed`: the caller has its echo.
     """
-    echo = None if is_echoed else first.echo
     if index == 0:
-        return dataclasses.replace(first, echo=echo)
+        return dataclasses.replace(first, echo=None) if is_echoed else first
     seed = (first.sampling.seed + index) % _SEED_RANGE
     return dataclasses.replace(
         first,
@@ -93,5 +92,5 @@ def choice_of(
         received_ids=int32_array(received_ids),
         sent=sent,
         num_received_prompt_logprobs=0,
-        echo=echo,
+        echo=None if is_echoed else first.echo,
     )

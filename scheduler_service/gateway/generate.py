@@ -21,6 +21,7 @@ from scheduler_service.gateway.sent_tokens import SentTokens
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.stream import Finish, Stream
+from scheduler_service.gateway.turns import Turns
 
 if TYPE_CHECKING:
     from scheduler_service.gateway.generate_span import GenerateSpan
@@ -66,6 +67,7 @@ class Generator:
         self._quotas = Quotas()
         self._start_span = start_span
         self._logs_prompts = logs_prompts
+        self._turns = Turns()
 
     async def answer(
         self,
@@ -140,7 +142,7 @@ class Generator:
                 write = _noting(write, span, generations[0])
             for response in _echoes(generations):
                 await write(response)
-            finished = _finished(streams, await _relay_all(streams, write, use_tokens))
+            finished = _finished(streams, await _relay_all(streams, write, use_tokens, self._turns))
             if span is not None:
                 span.finish(finished, self._model.name)
             await write(generate_pb2.GenerateResponse(finished=finished))
@@ -175,10 +177,10 @@ def _noting(write: Write, span: "GenerateSpan", accepted: Generation) -> Write:
     return note
 
 
-async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTokens) -> list[Finish]:
+async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTokens, turns: Turns) -> list[Finish]:
     """Write what all streams give until they end; the first that fails ends all."""
     if len(streams) == 1:
-        return [await _relay(streams[0], 0, write, use_tokens)]
+        return [await _relay(streams[0], 0, write, use_tokens, turns)]
     turn = asyncio.Lock()
 
     async def write_in_turn(response: generate_pb2.GenerateResponse) -> None:
@@ -188,7 +190,7 @@ async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTok
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_relay(stream, index, write_in_turn, use_tokens))
+                group.create_task(_relay(stream, index, write_in_turn, use_tokens, turns))
                 for index, stream in enumerate(streams)
             ]
     except ExceptionGroup as failures:
@@ -196,12 +198,12 @@ async def _relay_all(streams: Sequence[Stream], write: Write, use_tokens: UseTok
     return [task.result() for task in tasks]
 
 
-async def _relay(stream: Stream, index: int, write: Write, use_tokens: UseTokens) -> Finish:
+async def _relay(stream: Stream, index: int, write: Write, use_tokens: UseTokens, turns: Turns) -> Finish:
     """Write what one stream gives, as the output of this choice, until it ends."""
     sends_text, sampling = stream.generation.sends_text, stream.generation.sampling
     num_logprobs = sampling.num_logprobs
     while True:
-        output = await stream.next()
+        output = await stream.next(turns.take)
         use_tokens(len(output.token_ids))
         if output.prompt_ids:
             entries = to_protos(output.prompt_ids, output.prompt_logprobs, sampling.num_prompt_logprobs or 0)

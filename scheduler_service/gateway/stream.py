@@ -8,6 +8,7 @@ stream ends: with them its request can be submitted to another scheduler.
 
 import asyncio
 from array import array
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from pagewire.ipc.requests import Ended, EndReason, Submit, logprob_record_bytes
@@ -174,15 +175,19 @@ class Stream:
         """Whether there is an answer to the request."""
         return self._is_accepted or self.is_finished
 
-    async def next(self) -> Output:
+    async def next(self, turn: Callable[[], Awaitable[None]] | None = None) -> Output:
         """Wait for news and take all of it. To a caller who wants output at the end alone, only the end is news.
 
+        Args:
+            turn: waited for once there is news.
         Raises:
             RequestError: the stream ended without its completion.
         """
         if not self._has_news:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if turn is not None:
+            await turn()
         return self._take()
 
     @property

@@ -343,3 +343,29 @@ def test_contradicting_sizes_are_one_clear_line() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert result.returncode == 1
     assert "lower --max-num-seqs or raise" in result.stderr
+
+
+def test_a_flood_of_one_tenant_neither_fills_the_queue_for_another_nor_comes_first(tmp_path: Path) -> None:
+    service = Service(tmp_path, "--max-waiting-requests", "100")
+    try:
+        worker, gateway = service.worker(), service.gateway()
+        gateway.wait_ready()
+        worker.hold.clear()
+        # The first eight get the slots; of the others as many as may wait, or eight less if all came at once.
+        for stream in range(200):
+            gateway.send(make_submit(stream, [1, stream % 50, 3], tenant="flood"))
+        gateway.wait(lambda: len(gateway.rejected) >= 92)
+        for stream in range(1000, 1010):
+            gateway.send(make_submit(stream, [2, stream % 50, 3], tenant="other"))
+        gateway.send(make_submit(2000, [1], tenant="flood"))
+        gateway.wait(lambda: 2000 in gateway.rejected)
+        assert "of the requests are this tenant's" in gateway.rejected[2000].message
+        assert not any(1000 <= stream < 1010 for stream in gateway.rejected)
+        worker.hold.set()
+        gateway.wait(lambda: all(stream in gateway.ended for stream in range(1000, 1010)))
+        num_flooding = sum(stream < 1000 for stream in gateway.ended)
+        gateway.wait(lambda: len(gateway.ended) + len(gateway.rejected) == 211)
+    finally:
+        service.close()
+    # Those that had the slots, then as many as the other tenant's ten, and what runs beside the last of these.
+    assert num_flooding <= 8 + 10 + 2 * 8

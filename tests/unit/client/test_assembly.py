@@ -1,7 +1,11 @@
 """What does a client send to go on with a stream that broke?"""
 
+from dataclasses import replace
+
 from pagewire.v1 import generate_pb2
 from pagewire_client.assembly import Assembly
+from pagewire_client.outputs import request_output
+from pagewire_client.types import Completion, TokenLogprobs, Usage
 
 
 def broken(*deltas: tuple[int, list[int]]) -> Assembly:
@@ -53,3 +57,10 @@ def test_what_came_of_the_prompt_is_counted() -> None:
     assert assembly.completion is not None
     assert [entry.token_id for entry in assembly.completion.prompt_logprobs] == [5, 6]
     assert (assembly.completion.text, assembly.completion.token_ids) == ("the prompt ends", (7,))
+
+
+def test_outputs_of_vllms_shape_begin_with_no_logprobs_for_the_first_token() -> None:
+    entry = TokenLogprobs(5, -1.0, 2, ())
+    completion = Completion("r", 7, "m", (), Usage(2, 0, 0), prompt_logprobs=(entry,))
+    assert request_output(completion, None, [4, 5]).prompt_logprobs == [None, entry]
+    assert request_output(replace(completion, prompt_logprobs=()), None, [4, 5]).prompt_logprobs is None

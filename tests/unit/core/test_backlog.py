@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from pagewire.ipc.requests import RejectReason
 from scheduler_service.core.backlog import Backlog
 from scheduler_service.core.config import SchedulerConfig
+from tests.fakes.bare_gateway import make_submit
+from tests.unit.core.harness import Harness
 
 
 class Clock:
@@ -145,3 +147,16 @@ def test_what_is_said_to_be_resumed_is_bounded_too() -> None:
         backlog.enter(1)
         num_taken += 1
     assert num_taken == 3 + 3 + 4
+
+
+def test_the_gateways_word_passes_the_limit_and_a_callers_word_only_so_far() -> None:
+    harness = Harness(max_waiting_requests=2)
+    for stream in range(2):
+        harness.add(stream, [1, 2])
+    refuse = harness.scheduler.refuse_for_room
+    assert refuse(make_submit(9, [1])) is not None
+    for stream in range(2, 2 + 2 + 4):
+        assert refuse(make_submit(9, [1], resumes=True)) is None
+        harness.add(stream, [1, 2])
+    assert refuse(make_submit(9, [1], resumes=True)) is not None
+    assert refuse(make_submit(9, [1], was_accepted=True)) is None

@@ -110,6 +110,7 @@ def test_orphan_whose_deadline_passes_is_not_gone_on_with() -> None:
         ({"min_tokens": 1}, "sampling, limits"),
         ({"stop_token_ids": (5,)}, "sampling, limits"),
         ({"cache_salt": "another tenant's"}, "sampling, limits"),
+        ({"tenant": "another"}, "sampling, limits"),
         ({"token_ids": np.array([1, 2, 4], dtype=np.int32).tobytes()}, "prompt and received tokens"),
         ({"num_prompt_tokens": 2}, "prompt and received tokens"),
         ({"token_ids": np.array([1, 2, 3] + [0] * 9, dtype=np.int32).tobytes()}, "prompt and received tokens"),

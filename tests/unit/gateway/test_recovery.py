@@ -79,3 +79,7 @@ def test_only_what_a_scheduler_took_is_said_to_be_accepted() -> None:
     claimed.accept()
     submit = claimed.to_submit()
     assert (submit.resumes, submit.was_accepted) == (False, True)
+
+
+def test_stream_submits_for_its_tenant() -> None:
+    assert [stream_of(**fields).to_submit().tenant for fields in ({}, {"tenant": "ana"})] == ["", "ana"]

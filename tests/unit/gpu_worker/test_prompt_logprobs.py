@@ -1,18 +1,28 @@
 """Log probabilities of prompts on a CPU: those of transformers, once each, however prompts are cut and cached."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from gpu_worker.execution import eager
+from gpu_worker.execution.device_slots import DeviceSlots
+from gpu_worker.execution.prompt_logprobs import find_prompt_logprobs
+from gpu_worker.execution.worst_case import NO_INPUTS
+from gpu_worker.parallel import ParallelGroup, VocabPart
 from gpu_worker.prompt_rows import PromptRows
+from gpu_worker.sampling.logprobs import PromptLogprobBatch
+from gpu_worker.step_inputs import SlotShape
 from pagewire.ipc.requests import Sampling, logprob_record_bytes
 from tests.fakes.bare_scheduler import make_added
 from tests.unit.core.harness import Harness
 from tests.unit.gpu_worker.launched_steps import run_prompts
 from tests.unit.gpu_worker.shaped_cases import check_records, predict
+from tests.unit.gpu_worker.thread_ranks import run_ranks
 from tests.unit.gpu_worker.tiny_checkpoint import VOCAB, write_checkpoint
 
 NUM_TOKENS = 12
@@ -100,3 +110,25 @@ def test_a_batch_without_such_rows_makes_no_logits_of_its_prompt(
     write_checkpoint(tmp_path)
     monkeypatch.setattr(eager, "find_prompt_logprobs", lambda *args: pytest.fail("logits were made"))
     run(tmp_path, PROMPTS, [None] * len(PROMPTS))
+
+
+@pytest.mark.parametrize(("vocab", "world_size"), [(49, 2), (300, 3)])
+def test_ranks_find_what_one_rank_finds(vocab: int, world_size: int) -> None:
+    hidden, weight = torch.randn(21, 8), torch.randn(vocab, 8)
+    slots = DeviceSlots(SlotShape(2, 50, 4), torch.device("cpu"))
+    slots.token_ids.copy_(torch.randint(0, vocab, slots.token_ids.shape))
+    wanted = PromptLogprobBatch(np.arange(0, 20, 2), np.arange(31, 41), np.arange(10))
+    inputs = replace(NO_INPUTS, prompt_logprobs=wanted)
+
+    def find(group: ParallelGroup) -> torch.Tensor:
+        part = VocabPart(group, vocab)
+        own = weight[part.token_ids.start : part.token_ids.stop]
+        model = SimpleNamespace(vocab=part, compute_logits=lambda rows: rows @ own.T)
+        return find_prompt_logprobs(model, hidden, inputs, slots, most_rows=4)
+
+    expected = find(ParallelGroup())
+    assert expected.shape == (10, 2 + 2 * 9)
+    for table in run_ranks(world_size, find):
+        assert (table[:, 0] == expected[:, 0]).all()
+        assert (table[:, 2::2] == expected[:, 2::2]).all()
+        torch.testing.assert_close(table.view(torch.float32)[:, 1::2], expected.view(torch.float32)[:, 1::2])

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from pagewire_client import Client, LocalService, SamplingParams
+from tests.fakes.free_port import free_port
 from tests.fakes.mixed_streams import GOLDEN
 from tests.fakes.openai_gateway import RawStream
 from tests.fakes.patience import PATIENCE_S
@@ -17,7 +18,7 @@ from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
 
-FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "info", "--gateways", "2"]
+FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "openai.md"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 COMPLETIONS = "/v1/completions"
@@ -25,9 +26,11 @@ COMPLETIONS = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def service(demo_model):
-    with LocalService(str(demo_model), flags=[*FLAGS, "--http", "127.0.0.1:0"]) as running:
+    # Where a gateway listens that starts again.
+    port = free_port(2)
+    with LocalService(str(demo_model), flags=[*FLAGS, "--http", f"127.0.0.1:{port}"]) as running:
         running.wait_until_ready(PATIENCE_S)
-        assert len(running.http_addresses) == 2
+        assert running.http_addresses == [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"]
         yield running
 
 
@@ -151,11 +154,12 @@ def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(service):
     }
     whole = RawStream(ports[0], COMPLETIONS, body).read()
     assert whole.is_done
-    cut = RawStream(ports[0], COMPLETIONS, body).read(10)
+    # Held open, so that its gateway does not see it leave.
+    first = RawStream(ports[0], COMPLETIONS, body)
+    cut = first.read(10)
     children(service, "gateway-0.sock")[0].kill()
     second = RawStream(ports[1], COMPLETIONS, body, cut.ids[-1])
     middle = second.read(10)
-    second.connection.close()
     child(service, "scheduler_service.core").kill()
     rest = RawStream(ports[1], COMPLETIONS, body, middle.ids[-1]).read()
     assert rest.is_done

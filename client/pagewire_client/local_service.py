@@ -44,14 +44,14 @@ class LocalService:
         self._unread = b""
         self._finalizer = weakref.finalize(self, _stop, self._process, self._events, os.getpid())
         self.addresses: list[str] = []
-        self.http_addresses: list[str] = []
+        self.http_urls: list[str] = []
         self.model = ""
 
     def wait_until_ready(
         self, timeout_s: float | None = None, on_stage: Callable[[str], None] = lambda stage: None
     ) -> None:
         """Wait until requests can be sent; then `addresses`, one or more of each gateway,
-        `http_addresses`, if it was told to serve HTTP, and `model` are set.
+        `http_urls`, if it was told to serve HTTP, and `model` are set.
 
         Args:
             on_stage: called when another part of the start begins.
@@ -72,7 +72,7 @@ class LocalService:
             self.close()
             raise
         self.addresses = list(event["addresses"])
-        self.http_addresses = list(event["http_addresses"])
+        self.http_urls = list(event["http_urls"])
         self.model = event["model"]
 
     def wait(self) -> int:

@@ -32,6 +32,11 @@ class ServiceConfig:
     shares_port: bool = False
 
     @property
+    def http_scheme(self) -> str:
+        """What begins the URLs of gateways."""
+        return "https" if self.engine.get("tls_cert") else "http"
+
+    @property
     def num_ranks(self) -> int:
         """Workers to start."""
         size = self.engine.get("tensor_parallel_size")

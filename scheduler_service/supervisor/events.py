@@ -1,7 +1,7 @@
 """How does a program that started the supervisor follow it? One JSON object per line on a pipe it handed over.
 
     {"event": "stage", "stage": TEXT}       one for each part of the start, when it begins
-    {"event": "ready", "model": NAME, "addresses": [...], "http_addresses": [...]}
+    {"event": "ready", "model": NAME, "addresses": [...], "http_urls": [...]}
     {"event": "failed", "detail": TEXT}
 
 The pipe also ties the two together: once its reader is gone, `reader_gone` fires and the service stops.
@@ -27,10 +27,10 @@ class EventPipe:
         """Another part of the start has begun."""
         self._write({"event": "stage", "stage": stage})
 
-    def ready(self, model: str, addresses: list[str], http_addresses: list[str]) -> None:
+    def ready(self, model: str, addresses: list[str], http_urls: list[str]) -> None:
         """Requests can be sent to these addresses, by gRPC and by HTTP."""
         self.was_ready = True
-        self._write({"event": "ready", "model": model, "addresses": addresses, "http_addresses": http_addresses})
+        self._write({"event": "ready", "model": model, "addresses": addresses, "http_urls": http_urls})
 
     def failed(self, detail: str) -> None:
         """The service ends for this reason."""

@@ -77,17 +77,19 @@ async def serve(
         return
     model = dataclasses.replace(model, name=model_name or model.name)
     with private_run_dir(around.run_dir_parent) as run_dir:
-        await _run(model, make_children(config, model, run_dir), private_address(run_dir), around, stop)
+        children = make_children(config, model, run_dir)
+        await _run(model, children, private_address(run_dir), config.http_scheme, around, stop)
 
 
 async def _run(
-    model: ModelSource, children: Sequence[ChildSpec], private: str, around: Surroundings, stop: Stop
+    model: ModelSource, children: Sequence[ChildSpec], private: str, scheme: str, around: Surroundings, stop: Stop
 ) -> None:
     def announce(addresses: list[str], http_addresses: list[str]) -> None:
-        openai = f" openai={','.join(f'http://{address}/v1' for address in http_addresses)}" if http_addresses else ""
+        urls = [f"{scheme}://{address}" for address in http_addresses]
+        openai = f" openai={','.join(f'{url}/v1' for url in urls)}" if urls else ""
         logger.info("serving model=%s addresses=%s%s", model.name, ",".join(addresses), openai)
         if around.events is not None:
-            around.events.ready(model.name, addresses, http_addresses)
+            around.events.ready(model.name, addresses, urls)
 
     def stop_or_kill(number: int) -> None:
         if stop.is_set:

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from pagewire_client import Client, LocalService, SamplingParams
+from tests.fakes.free_port import free_port
 from tests.fakes.mixed_streams import GOLDEN
 from tests.fakes.openai_gateway import RawStream
 from tests.fakes.patience import PATIENCE_S
@@ -17,7 +18,7 @@ from tests.fakes.service_processes import child, children
 
 pytestmark = pytest.mark.model
 
-FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "info", "--gateways", "2"]
+FLAGS = ["--cpu-memory-gib", "0.5", "--threads", "1", "--log-level", "warning", "--gateways", "2"]
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "openai.md"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 COMPLETIONS = "/v1/completions"
@@ -25,15 +26,17 @@ COMPLETIONS = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def service(demo_model):
-    with LocalService(str(demo_model), flags=[*FLAGS, "--http", "127.0.0.1:0"]) as running:
+    # Where a gateway listens that starts again.
+    port = free_port(2)
+    with LocalService(str(demo_model), flags=[*FLAGS, "--http", f"127.0.0.1:{port}"]) as running:
         running.wait_until_ready(PATIENCE_S)
-        assert len(running.http_addresses) == 2
+        assert running.http_urls == [f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"]
         yield running
 
 
 @pytest.fixture
 def client(service):
-    with openai.OpenAI(base_url=f"http://{service.http_addresses[0]}/v1", api_key="none", max_retries=0) as one:
+    with openai.OpenAI(base_url=f"{service.http_urls[0]}/v1", api_key="none", max_retries=0) as one:
         yield one
 
 
@@ -95,6 +98,32 @@ def test_choices_seeds_and_log_probabilities_are_those_of_grpc(client, model, gr
         assert offsets == choice.logprobs.text_offset
 
 
+def test_an_echo_comes_with_the_prompt_s_log_probabilities(client, model, grpc_client):
+    prompt = "The sea is blue"
+    expected = grpc_client.generate(prompt, SamplingParams(temperature=0.0, max_tokens=4, prompt_logprobs=3))
+    request = {"model": model, "temperature": 0, "max_tokens": 4, "logprobs": 1, "echo": True, "n": 2}
+    extra = {"prompt_logprobs": 3, "return_token_ids": True}
+    answer = client.completions.create(**request, prompt=[prompt, "One, two,"], extra_body=extra)
+    for choice in answer.choices[:2]:
+        assert choice.text == prompt + expected.text
+        logprobs, num_prompt_tokens = choice.logprobs, len(choice.prompt_token_ids)
+        assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+        assert "".join(logprobs.tokens) == choice.text
+        assert all(
+            choice.text[place:].startswith(token)
+            for place, token in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+        )
+        assert all(len(top) in (1, 2) for top in logprobs.top_logprobs[1:])
+        told = choice.prompt_logprobs
+        assert (told[0], len(told)) == (None, num_prompt_tokens)
+        for token_id, entries, logprob in zip(
+            choice.prompt_token_ids[1:], told[1:], logprobs.token_logprobs[1:num_prompt_tokens], strict=True
+        ):
+            assert entries[str(token_id)]["logprob"] == logprob
+            assert len(entries) in (3, 4)
+    assert answer.choices[2].text.startswith("One, two,")
+
+
 def test_log_probabilities_of_a_chat_have_bytes(client, model):
     answer = client.chat.completions.create(
         model=model, messages=QUESTION, temperature=0, max_tokens=6, logprobs=True, top_logprobs=3
@@ -138,7 +167,7 @@ def test_blocks_of_whoever_leaves_are_freed(client, model, grpc_client, is_strea
 
 def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(service):
     """The sequence lives; then it is run again, because the scheduler died too. All pieces make the whole."""
-    ports = [int(address.rpartition(":")[2]) for address in service.http_addresses]
+    ports = [int(url.rpartition(":")[2]) for url in service.http_urls]
     body = {
         "prompt": GOLDEN[0]["prompt_ids"],
         "max_tokens": 60,
@@ -151,11 +180,12 @@ def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(service):
     }
     whole = RawStream(ports[0], COMPLETIONS, body).read()
     assert whole.is_done
-    cut = RawStream(ports[0], COMPLETIONS, body).read(10)
+    # Held open, so that its gateway does not see it leave.
+    first = RawStream(ports[0], COMPLETIONS, body)
+    cut = first.read(10)
     children(service, "gateway-0.sock")[0].kill()
     second = RawStream(ports[1], COMPLETIONS, body, cut.ids[-1])
     middle = second.read(10)
-    second.connection.close()
     child(service, "scheduler_service.core").kill()
     rest = RawStream(ports[1], COMPLETIONS, body, middle.ids[-1]).read()
     assert rest.is_done
@@ -168,7 +198,7 @@ def test_a_stream_goes_on_at_another_gateway_when_its_own_is_killed(service):
 def test_a_plain_http_client_resumes_as_the_documentation_says(service):
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)[1], names)
-    base_urls = [f"http://{address}/v1" for address in service.http_addresses]
+    base_urls = [f"{url}/v1" for url in service.http_urls]
     body = {"prompt": GOLDEN[1]["prompt_ids"], "max_tokens": 64, "temperature": 0, "stream": True}
     extra = {"ignore_eos": True, "return_token_ids": True}
     token_ids: list[int] = []

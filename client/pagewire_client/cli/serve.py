@@ -110,8 +110,8 @@ def _print_ways_in(service: LocalService, console: Console) -> None:
     console.print(f"  {python} -m pagewire_client chat --address {target}")
     console.print(f"  {python} -c {shlex.quote(program)}")
     console.print(f"  grpcurl -plaintext -d {shlex.quote(request)} {target} pagewire.v1.InferenceService/Generate")
-    if service.http_addresses:
-        base_url = f"http://{service.http_addresses[0]}/v1"
+    if service.http_urls:
+        base_url = f"{service.http_urls[0]}/v1"
         body = json.dumps({"prompt": "The sky is", "max_tokens": _MAX_TRIAL_TOKENS})
         console.print(f"  curl {base_url}/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
         console.print(f"\nOpenAI's clients are served too, with base_url={base_url}")

@@ -50,6 +50,9 @@ async def answer_whole(task: Task, generator: Generator, shape: Shape) -> bytes:
             finished[prompt] = response.finished
 
     await _run(task, generator, write)
+    for number, part in enumerate(parts):
+        # They came with the prompt's first choice.
+        part.prompt_logprobs = parts[number - number % task.num_choices].prompt_logprobs
     ends = [shape.end(end) for prompt in range(len(task.requests)) for end in _ends(finished[prompt])]
     choices = [
         shape.whole_choice(index, part, end, task.prompt_of(index))

@@ -136,7 +136,16 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=_MAX_TOP_LOGPROBS)] | None = None
     max_tokens: Count | None = 16
+    echo: bool = False
+    prompt_logprobs: Annotated[int, Field(ge=0, le=_MAX_TOP_LOGPROBS)] | None = None
     add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _check_prompt_is_told_whole(self) -> "CompletionBody":
+        for name, is_wanted in (("echo", self.echo), ("prompt_logprobs", self.prompt_logprobs is not None)):
+            if is_wanted and self.stream:
+                raise ValueError(f"{name}: is not served in streams yet: leave it or stream out")
+        return self
 
     @model_validator(mode="after")
     def _check_num_choices(self) -> "CompletionBody":

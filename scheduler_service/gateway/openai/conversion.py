@@ -76,6 +76,8 @@ def _common(body: CompletionBody | ChatCompletionBody) -> generate_pb2.GenerateR
         stopping=_stopping(body),
         output=generate_pb2.OutputOptions(
             logprobs=_num_logprobs(body),
+            prompt_logprobs=_num_prompt_logprobs(body),
+            echo=isinstance(body, CompletionBody) and body.echo,
             skip_special_tokens=body.skip_special_tokens,
             kind=generate_pb2.OUTPUT_KIND_DELTA if body.stream else generate_pb2.OUTPUT_KIND_FINAL_ONLY,
         ),
@@ -129,6 +131,14 @@ def _num_logprobs(body: CompletionBody | ChatCompletionBody) -> int | None:
     if isinstance(body, CompletionBody):
         return body.logprobs
     return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _num_prompt_logprobs(body: CompletionBody | ChatCompletionBody) -> int | None:
+    """An echo comes with the log probabilities that the output has."""
+    if not isinstance(body, CompletionBody):
+        return None
+    echoed = body.logprobs if body.echo else None
+    return max((count for count in (echoed, body.prompt_logprobs) if count is not None), default=None)
 
 
 def _chat(body: ChatCompletionBody) -> generate_pb2.Chat:

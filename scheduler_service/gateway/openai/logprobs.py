@@ -57,6 +57,45 @@ def completion_logprobs(
     }
 
 
+def echo_logprobs(
+    prompt_ids: Sequence[int], tokens: Sequence[generate_pb2.TokenLogprobs], tokenizer: Tokenizer, num_top: int
+) -> dict[str, list[Any]]:
+    """For the prompt at the head of a completion. Nothing predicts its first token.
+
+    Args:
+        prompt_ids: all its tokens.
+        tokens: those from the second one on.
+        tokenizer: says their texts.
+        num_top: alternatives of each.
+    """
+    num_chars = count_chars(prompt_ids, tokenizer, skips_special=True)
+    shown = [_with_top(token, num_top) for token in tokens]
+    rest = completion_logprobs(shown, tokenizer, text_offset=num_chars[0], num_chars=num_chars[1:])
+    first = {"tokens": token_text(prompt_ids[0], tokenizer), "text_offset": 0}
+    return {name: [first.get(name), *values] for name, values in rest.items()}
+
+
+def prompt_logprobs(
+    tokens: Iterable[generate_pb2.TokenLogprobs], tokenizer: Tokenizer, num_top: int
+) -> list[dict[str, Any] | None]:
+    """As vLLM tells them: for each token of a prompt, by token id; the first has none."""
+    told: list[dict[str, Any] | None] = [None]
+    for token in tokens:
+        ranked = [(token.token_id, token.logprob, token.rank)]
+        ranked += [(top.token_id, top.logprob, rank) for rank, top in enumerate(token.top[:num_top], start=1)]
+        told.append(
+            {
+                str(token_id): {
+                    "logprob": _finite(logprob),
+                    "rank": rank,
+                    "decoded_token": token_text(token_id, tokenizer),
+                }
+                for token_id, logprob, rank in ranked
+            }
+        )
+    return told
+
+
 def token_text(token_id: int, tokenizer: Tokenizer) -> str:
     """What is said of one token: its text, or its bytes where these are no whole characters."""
     data = tokenizer.bytes_of(token_id)
@@ -72,6 +111,10 @@ def count_chars(token_ids: Iterable[int], tokenizer: Tokenizer, *, skips_special
         0 if skips_special and tokenizer.is_special(token_id) else _num_begun(tokenizer.bytes_of(token_id))
         for token_id in token_ids
     ]
+
+
+def _with_top(token: generate_pb2.TokenLogprobs, num_top: int) -> generate_pb2.TokenLogprobs:
+    return generate_pb2.TokenLogprobs(token_id=token.token_id, logprob=token.logprob, top=token.top[:num_top])
 
 
 def _num_begun(data: bytes) -> int:

@@ -7,7 +7,13 @@ from typing import Any
 
 from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.openai.bodies import ChatCompletionBody, CompletionBody
-from scheduler_service.gateway.openai.logprobs import chat_logprobs, completion_logprobs, count_chars
+from scheduler_service.gateway.openai.logprobs import (
+    chat_logprobs,
+    completion_logprobs,
+    count_chars,
+    echo_logprobs,
+    prompt_logprobs,
+)
 from scheduler_service.gateway.openai.position import Position
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 
@@ -18,15 +24,25 @@ _REASONS = {generate_pb2.FINISH_REASON_STOP: "stop", generate_pb2.FINISH_REASON_
 
 @dataclass(slots=True)
 class Part:
-    """Consecutive output of one choice. `num_chars_before`: where it begins in the choice's text."""
+    """Consecutive output of one choice. `num_chars_before`: where it begins in the choice's text.
+
+    The echo is the prompt's text and token ids; log probabilities of the prompt begin with its second token.
+    """
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
     num_chars_before: int = 0
+    echo_text: str = ""
+    echo_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
 
     def add(self, delta: generate_pb2.Delta) -> None:
         """Take what follows."""
+        if delta.prompt_token_ids:
+            self.echo_text, self.echo_ids = delta.text, list(delta.prompt_token_ids)
+            return
+        self.prompt_logprobs += delta.prompt_logprobs
         self.texts.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
@@ -119,8 +135,18 @@ class CompletionShape(Shape):
         return {**choice, "finish_reason": None, "stop_reason": None, **self._token_ids(part)}
 
     def whole_choice(self, index: int, part: Part, end: Json, prompt: list[int] | None) -> Json:
-        """As a chunk, with its end."""
-        return {**self.delta_choice(index, part), **end, **({} if prompt is None else {"prompt_token_ids": prompt})}
+        """As a chunk, with its end, and what is to be told of the prompt."""
+        assert isinstance(self._body, CompletionBody)
+        choice = {**self.delta_choice(index, part), **end}
+        choice["text"] = part.echo_text + choice["text"]
+        if part.echo_ids and self._body.logprobs is not None:
+            output = choice["logprobs"] or {}
+            echo = echo_logprobs(part.echo_ids, part.prompt_logprobs, self._tokenizer, self._body.logprobs)
+            choice["logprobs"] = {name: values + output.get(name, []) for name, values in echo.items()}
+        if self._body.prompt_logprobs is not None:
+            num_top = self._body.prompt_logprobs
+            choice["prompt_logprobs"] = prompt_logprobs(part.prompt_logprobs, self._tokenizer, num_top)
+        return choice if prompt is None else {**choice, "prompt_token_ids": prompt}
 
     def last_choice(self, index: int, end: Json) -> Json:
         """No text."""
@@ -129,9 +155,12 @@ class CompletionShape(Shape):
     def _logprobs(self, part: Part) -> Json | None:
         if self._body.logprobs is None or not part.logprobs:
             return None
-        num_chars = self.count_chars(part.token_ids)
+        num_echo_chars = sum(count_chars(part.echo_ids, self._tokenizer, skips_special=True))
         return completion_logprobs(
-            part.logprobs, self._tokenizer, text_offset=part.num_chars_before, num_chars=num_chars
+            part.logprobs,
+            self._tokenizer,
+            text_offset=num_echo_chars + part.num_chars_before,
+            num_chars=self.count_chars(part.token_ids),
         )
 
 

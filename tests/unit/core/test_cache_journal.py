@@ -154,6 +154,22 @@ def test_a_snapshot_has_parents_first_though_they_were_stored_last() -> None:
     assert [event.block_hash[0] for event in message.events if isinstance(event, BlockStored)] == [2, 0]
 
 
+def test_nobody_waits_for_blocks_that_a_flush_keeps_from_being_offered() -> None:
+    harness = Harness(max_num_batched_tokens=4)
+    harness.add(1, PROMPT, max_tokens=6)
+    harness.schedule()
+    # The same prompt: it lets the first compute it.
+    harness.add(2, PROMPT, max_tokens=6)
+    harness.scheduler.flush_cache()
+    while not harness.tokens[1]:
+        harness.schedule()
+        harness.finish_step()
+    harness.schedule()
+    assert harness.scheduler.load.num_running == 2
+    harness.run()
+    assert harness.tokens[1] == harness.tokens[2]
+
+
 def test_nothing_is_kept_once_nobody_watches() -> None:
     harness, _ = watched()
     run(harness, 1, PROMPT, max_tokens=1)

@@ -85,7 +85,7 @@ def test_a_service_with_everything_on_works_and_shows_no_secret(
     (tmp_path / "key").write_text(KEY + "\n")
     command = [sys.executable, "-m", "pagewire_client", "chat", "-a", address, "--tls-ca", str(authority.certificate)]
     chat = subprocess.Popen(
-        [*command, "--api-key-file", str(tmp_path / "key")],
+        [*command, "--max-tokens", "4", "--api-key-file", str(tmp_path / "key")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

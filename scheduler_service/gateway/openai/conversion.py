@@ -23,7 +23,7 @@ def to_requests(
             the last one's end; with one, every prompt has that.
         is_resumed: whether an earlier answer to this request was cut off.
     Raises:
-        InvalidArgumentError: a token id of logit_bias is none.
+        InvalidArgumentError: a token id of logit_bias is none, or a number for the chat template is too large.
     """
     common = _common(body)
     requests = []
@@ -151,5 +151,8 @@ def _chat(body: ChatCompletionBody) -> generate_pb2.Chat:
         continue_final_message=body.continue_final_message,
         template=body.chat_template,
     )
-    chat.template_args.update(body.chat_template_kwargs)
+    try:
+        chat.template_args.update(body.chat_template_kwargs)
+    except OverflowError as error:
+        raise InvalidArgumentError("chat_template_kwargs", "has a number that no double can hold") from error
     return chat

@@ -60,6 +60,8 @@ def test_the_rest_is_the_same_to_the_byte_from_wherever_it_was_cut(
     whole = read_all(scheduler, whole_stream, first, 0, num_heads=1)
     assert (whole.text, whole.is_done) == ("hé 中 STO 🎉 ", True)
     assert first.resumes is False
+    if path == COMPLETIONS:
+        assert whole.data[-2]["choices"][0]["logprobs"]["text_offset"] == [len("hé 中 STO 🎉 STO")]
     for number, event_id in enumerate(whole.ids):
         num_sent = min(number, len(TOKEN_IDS))
         stream = RawStream(ports[number % 2], path, body, event_id)

@@ -217,3 +217,15 @@ def test_a_draining_gateway_refuses_requests_and_says_so(own_scheduler: FakeSche
         own_scheduler.send_stream(stream_id, byte_level_ids(b"x"), stop_at_length(stream_id))
         assert stream.read().is_done
         assert process.process.wait(PATIENCE_S) == 0
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_end(own_scheduler: FakeScheduler, tmp_path: Path) -> None:
+    with http_gateway(own_scheduler, tmp_path, "--drain-timeout", "0.2") as (process, port):
+        _, stream_id = reader = start(port, own_scheduler)
+        for _ in range(NUM_STEPS):
+            own_scheduler.send_tokens((stream_id, token_id) for token_id in byte_level_ids(TEXT.encode()) * 20)
+        check_serves(port, own_scheduler)
+        process.process.terminate()
+        assert process.process.wait(PATIENCE_S) == 0
+        assert "Traceback" not in process.log_text()
+        reader[0].connection.close()

@@ -1,5 +1,6 @@
 """How does a Generate request become Generations? Every field is checked; nothing is ignored."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -41,27 +42,43 @@ async def to_generations(
         RequestError: the request cannot be served; the message names the field.
     """
     validation.check_served(request)
+    num_choices = check_num_choices(request.sampling)
+    received = received_by_choice(request.resume, num_choices, model.vocab_size)
+    sent = sent or [NOTHING_SENT] * num_choices
+    only = await _only_choice(request, prompts, model, limits, caller)
+    validation.check_received_of_prompt(request, len(only.prompt_ids), num_choices)
+    check_queue_can_hold(num_choices, len(only.prompt_ids), limits)
+    if max(*map(len, received), *(choice.num_tokens for choice in sent)) > only.max_tokens:
+        raise InvalidArgumentError(
+            "resume.received_token_ids", f"has more ids than the {only.max_tokens} of max_tokens"
+        )
+    deadline_s = None if time_remaining_s is None else time.time() + time_remaining_s
+    first = dataclasses.replace(only, deadline_s=deadline_s, received_ids=int32_array(received[0]), sent=sent[0])
+    num_echoes = request.resume.num_received_echoes
+    return [
+        choice_of(first, index, received[index], sent[index], is_echoed=index < num_echoes)
+        for index in range(num_choices)
+    ]
+
+
+async def _only_choice(
+    request: generate_pb2.GenerateRequest, prompts: PromptReader, model: ModelInfo, limits: Limits, caller: Caller
+) -> Generation:
+    """The request as if it were for one choice, of which its caller has nothing yet, without a deadline."""
     is_resumed = request.HasField("resume")
     stopping, output = request.stopping, request.output
     request_id = validation.check_request_id(request)
     sampling = validation.check_sampling(request, model.vocab_size, request.resume.seed if is_resumed else None)
-    num_choices = check_num_choices(request.sampling)
-    received = received_by_choice(request.resume, num_choices, model.vocab_size)
-    sent = sent or [NOTHING_SENT] * num_choices
     stop_texts = validation.check_stop_texts(stopping.stop)
     stop_token_ids = validation.check_stop_token_ids(stopping.stop_token_ids, model.vocab_size)
     priority = caller.allowed_priority(validation.check_priority(request.priority))
     rules = await to_token_rules(request.sampling, prompts, model.vocab_size)
     prompt_ids = await _prompt_ids(request, prompts, model)
-    validation.check_received_of_prompt(request, len(prompt_ids), num_choices)
-    check_queue_can_hold(num_choices, len(prompt_ids), limits)
     max_tokens = _max_tokens(stopping, len(prompt_ids), limits)
-    if max(*map(len, received), *(choice.num_tokens for choice in sent)) > max_tokens:
-        raise InvalidArgumentError("resume.received_token_ids", f"has more ids than the {max_tokens} of max_tokens")
-    first = Generation(
+    return Generation(
         request_id=request_id,
         prompt_ids=int32_array(prompt_ids),
-        received_ids=int32_array(received[0]),
+        received_ids=int32_array(),
         sampling=msgspec.structs.replace(sampling, rules=rules) if rules else sampling,
         max_tokens=max_tokens,
         min_tokens=_min_tokens(stopping, max_tokens),
@@ -70,23 +87,17 @@ async def to_generations(
         ignore_eos=stopping.ignore_eos,
         priority=priority,
         cache_salt=caller.salted(request.cache_salt),
-        deadline_s=None if time_remaining_s is None else time.time() + time_remaining_s,
+        deadline_s=None,
         stop_texts=stop_texts,
         include_stop=stopping.include_stop,
         skip_special_tokens=output.skip_special_tokens if output.HasField("skip_special_tokens") else True,
         sends_text=not output.token_ids_only,
         is_final_only=validation.check_output_kind(output.kind),
         is_resumed=is_resumed,
-        sent=sent[0],
         num_received_prompt_logprobs=request.resume.num_received_prompt_logprobs,
         echo=await _echo(request, prompt_ids, prompts) if output.echo else None,
         tenant=caller.tenant,
     )
-    num_echoes = request.resume.num_received_echoes
-    return [
-        choice_of(first, index, received[index], sent[index], is_echoed=index < num_echoes)
-        for index in range(num_choices)
-    ]
 
 
 async def _echo(request: generate_pb2.GenerateRequest, prompt_ids: Sequence[int], prompts: PromptReader) -> str:

@@ -98,12 +98,7 @@ async def serve(
         ]
         if heart.is_supervised:
             follow_reports(heart, partial(_take_report, gateway, health))
-        for address in (*servers.private, *servers.public):
-            on_listening("listening", address)
-        for address in servers.health:
-            on_listening("health", address)
-        if http is not None:
-            on_listening("http", http.address)
+        _announce(servers, http, on_listening)
 
         drain_timeout_s = await stop
         gateway.calls.close()
@@ -114,6 +109,15 @@ async def serve(
         await asyncio.gather(*stops)
         for task in tasks:
             task.cancel()
+
+
+def _announce(servers: GrpcServers, http: HttpServer | None, on_listening: Callable[[str, str], None]) -> None:
+    for address in (*servers.private, *servers.public):
+        on_listening("listening", address)
+    for address in servers.health:
+        on_listening("health", address)
+    if http is not None:
+        on_listening("http", http.address)
 
 
 def _make_gateway(

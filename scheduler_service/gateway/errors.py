@@ -36,6 +36,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.QuotaExceededError: _Kind(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     exceptions.UnknownMethodError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
     exceptions.MethodNotServedError: _Kind(grpc.StatusCode.UNIMPLEMENTED, "METHOD_NOT_SERVED"),
+    exceptions.UnknownServiceError: _Kind(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
     exceptions.UnknownModelError: _Kind(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     exceptions.TemplateRefusedError: _Kind(grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),
     exceptions.NoChatTemplateError: _Kind(grpc.StatusCode.FAILED_PRECONDITION, "NO_CHAT_TEMPLATE"),
@@ -113,6 +114,8 @@ def _metadata(error: Exception) -> dict[str, str]:
             return {"field": _shortened(error.field)}
         case exceptions.UnknownModelError():
             return {"model": _shortened(error.name)}
+        case exceptions.UnknownServiceError():
+            return {"service": _shortened(error.name)}
         case exceptions.UnknownMethodError():
             return {"method": _shortened(error.method)}
         case exceptions.QuotaExceededError():

@@ -75,6 +75,14 @@ class MethodNotServedError(RequestError):
         super().__init__(f"{method} is not served: this server generates text, and has no other kind of work")
 
 
+class UnknownServiceError(RequestError):
+    """A service of whose health this server knows nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"service {name!r} is not served here: ask the server's reflection for those that are")
+        self.name = name
+
+
 class UnknownModelError(RequestError):
     """A model that this server does not have."""
 

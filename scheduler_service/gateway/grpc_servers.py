@@ -10,14 +10,15 @@ import logging
 from collections.abc import Iterable, Iterator
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from scheduler_service.gateway.addresses import bind
 from scheduler_service.gateway.auth.interceptor import KeyInterceptor
 from scheduler_service.gateway.auth.keyring import Keyring
 from scheduler_service.gateway.config import ConnectionConfig, GatewayConfig
 from scheduler_service.gateway.errors import refusing_handler
-from scheduler_service.gateway.exceptions import StartError, UnknownMethodError
+from scheduler_service.gateway.exceptions import UnknownMethodError
+from scheduler_service.gateway.health import HEALTH_NAME
+from scheduler_service.gateway.introspection import REFLECTION_NAME, channelz_handler, reflection_handler
 from scheduler_service.gateway.tls import Certificates
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 Options = list[tuple[str, int]]
 
 _LOCAL_ADDRESSES = ("unix:", "127.", "localhost:", "[::1]:")
-_HEALTH_NAME = "grpc.health.v1.Health"
 _KEEPALIVE_PERIOD_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 # Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
@@ -83,10 +83,12 @@ class GrpcServers:
         Raises:
             StartError: a package is missing that the settings ask for.
         """
-        names = [*service_names, _HEALTH_NAME, reflection.SERVICE_NAME]
+        names = [*service_names, HEALTH_NAME, REFLECTION_NAME]
         if self._config.serves_channelz:
-            names.append(_add_channelz(self._public))
-        reflection.enable_server_reflection(names, self._public)
+            name, channelz = channelz_handler()
+            names.append(name)
+            self._public.add_generic_rpc_handlers((channelz,))
+        self._public.add_generic_rpc_handlers((reflection_handler(names),))
         for server in self.for_health:
             # The first handler that knows a method has it, so this is the last.
             server.add_generic_rpc_handlers((_UnknownMethods(),))
@@ -108,15 +110,6 @@ def _warn_of_plaintext(addresses: Iterable[str]) -> None:
     for address in addresses:
         if not address.startswith(_LOCAL_ADDRESSES):
             logger.warning("API keys cross the network unencrypted, give --tls-cert and --tls-key address=%s", address)
-
-
-def _add_channelz(server: grpc.aio.Server) -> str:
-    try:
-        from grpc_channelz.v1 import _async, channelz_pb2, channelz_pb2_grpc  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError("--channelz needs the package grpcio-channelz: pip install grpcio-channelz") from error
-    channelz_pb2_grpc.add_ChannelzServicer_to_server(_async.ChannelzServicer(), server)
-    return str(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
 
 
 def _public_options(config: ConnectionConfig) -> Options:

@@ -92,7 +92,6 @@ async def serve(
             tls = certificates.ssl_context() if certificates is not None else None
             http = HttpServer(bound_http, app, ConnectionLimits(config.max_http_connections), tls)
         tasks = [
-            asyncio.create_task(health.run()),
             asyncio.create_task(show_progress(heart, gateway.calls)),
             asyncio.create_task(keep_fresh([part for part in (certificates, keyring) if part is not None])),
         ]
@@ -102,7 +101,7 @@ async def serve(
 
         drain_timeout_s = await stop
         gateway.calls.close()
-        await health.stop()
+        health.stop()
         await _drain(gateway.calls, drain_timeout_s)
         gateway.scheduler.shut_down()
         stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]

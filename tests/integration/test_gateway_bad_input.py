@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pagewire.ipc.requests import Submit
 from pagewire.v1 import generate_pb2, inference_pb2
@@ -28,7 +29,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeSchedule
 @pytest.fixture(scope="module")
 def gateway(scheduler: FakeScheduler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("g")
-    flags = ("--max-message-bytes", str(MAX_MESSAGE_BYTES))
+    flags = ("--max-message-bytes", str(MAX_MESSAGE_BYTES), "--channelz")
     with GatewayProcess(write_tiny_model(folder / "model"), scheduler.address, folder / "log", *flags) as process:
         process.wait_until_serving()
         yield process
@@ -135,6 +136,42 @@ def test_undecodable_unary_request_is_the_callers_error(gateway: GatewayProcess)
     with pytest.raises(grpc.RpcError) as caught:
         method(b"\x12\x01\xff", timeout=TIMEOUT_S)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/grpc.channelz.v1.Channelz/GetServer",
+    ],
+)
+def test_undecodable_request_to_a_standard_service_is_the_callers_error(gateway: GatewayProcess, method: str) -> None:
+    call: Any = gateway.channel().stream_stream(method)
+    error = fail(call(iter([b"\x0a\xff"]), timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert error_reason(error) == "INVALID_FIELD"
+    assert "Traceback" not in gateway.log_text()
+
+
+def test_health_of_an_unknown_service(gateway: GatewayProcess) -> None:
+    stub, request = health_pb2_grpc.HealthStub(gateway.channel()), health_pb2.HealthCheckRequest(service="a.B")
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(request, timeout=TIMEOUT_S)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    assert error_reason(caught.value) == "UNKNOWN_SERVICE"
+    watch = stub.Watch(request, timeout=TIMEOUT_S)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
+def test_health_is_listed(gateway: GatewayProcess) -> None:
+    listed = health_pb2_grpc.HealthStub(gateway.channel()).List(health_pb2.HealthListRequest(), timeout=TIMEOUT_S)
+    statuses = {name: response.status for name, response in listed.statuses.items()}
+    assert {"", "pagewire.v1.InferenceService", "inference.GRPCInferenceService"} <= statuses.keys()
+    assert set(statuses.values()) == {health_pb2.HealthCheckResponse.SERVING}
 
 
 def test_oversize_request_is_refused(gateway: GatewayProcess) -> None:

@@ -12,6 +12,7 @@ CASES = [
     (exceptions.UnauthenticatedError("x"), grpc.StatusCode.UNAUTHENTICATED, "API_KEY_INVALID"),
     (exceptions.NotAllowedError("x"), grpc.StatusCode.PERMISSION_DENIED, "NOT_ALLOWED"),
     (exceptions.QuotaExceededError("a", "q", 3, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+    (exceptions.UnknownServiceError("a.B"), grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
     (exceptions.UnknownMethodError("/a.B/C"), grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD"),
     (exceptions.UnknownModelError("a", "b"), grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     (exceptions.TemplateRefusedError(), grpc.StatusCode.PERMISSION_DENIED, "TEMPLATE_REFUSED"),

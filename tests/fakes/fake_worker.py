@@ -36,6 +36,7 @@ class FakeWorker:
         world_size: int = 1,
         group: bytes = b"",
         left: tuple[LeftSequence, ...] = (),
+        model: ModelInfo = MODEL,
     ) -> None:
         self.incarnation = new_incarnation()
         self.num_steps = 0
@@ -45,6 +46,7 @@ class FakeWorker:
         self.hold_at: int | None = None
         self._num_blocks = num_blocks
         self._left = left
+        self._model = model
         self._rank, self._world_size, self._group = rank, world_size, group
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -54,6 +56,10 @@ class FakeWorker:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def wait(self) -> None:
+        """Until it ends: for what a scheduler may not do, as nobody stops it."""
+        self._thread.join()
 
     def stop(self) -> None:
         """End without a word."""
@@ -77,7 +83,9 @@ class FakeWorker:
                 self.groups.append(message.name)
             elif isinstance(message, EngineConfig):
                 block_size = message.block_size
-                self._send(WorkerLoaded(self._rank, message.num_blocks or self._num_blocks, MODEL), envelope.sender)
+                self._send(
+                    WorkerLoaded(self._rank, message.num_blocks or self._num_blocks, self._model), envelope.sender
+                )
             elif isinstance(message, AllocateCache):
                 executor = StepExecutor(block_size, message.num_blocks)
                 executor.hold(self._left)

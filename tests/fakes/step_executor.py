@@ -35,8 +35,10 @@ def logprob_record(token_ids: list[int], num_logprobs: int | None) -> bytes:
     """The record of the token that follows these, as made up as the token; empty if none is wanted."""
     if num_logprobs is None:
         return b""
-    record = np.full(2 + 2 * num_logprobs, crc32(np.array(token_ids, dtype=np.int32).tobytes()), dtype=np.uint32)
-    return record.tobytes()
+    digest = crc32(np.array(token_ids, dtype=np.int32).tobytes())
+    pairs = np.zeros(1 + num_logprobs, dtype=[("rank_or_token", "<i4"), ("logprob", "<f4")])
+    pairs["rank_or_token"], pairs["logprob"] = 1 + digest % (VOCAB - 1), -(digest % 1024) / 64
+    return pairs.tobytes()
 
 
 class WorkerDiedError(Exception):

@@ -11,7 +11,7 @@ from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServed
 Body = TypeVar("Body", bound=BaseModel)
 
 # Parameters of OpenAI's and vLLM's APIs that are not served, each with the values that are as good as leaving it out.
-_NOT_SERVED: Mapping[str, Sequence[Any]] = {
+NOT_SERVED: Mapping[str, Sequence[Any]] = {
     "audio": (),
     "documents": ([],),
     "echo": (False,),
@@ -78,7 +78,7 @@ def _without_defaults(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in fields.items()
-        if value is not None and not any(_same(value, harmless) for harmless in _NOT_SERVED.get(name, ()))
+        if value is not None and not any(_same(value, harmless) for harmless in NOT_SERVED.get(name, ()))
     }
 
 
@@ -89,7 +89,7 @@ def _same(value: Any, other: Any) -> bool:
 def _first_problem(problem: ErrorDetails) -> InvalidArgumentError | NotServedError:
     place = _path(problem["loc"])
     match problem["type"]:
-        case "extra_forbidden" if str(problem["loc"][-1]) in _NOT_SERVED:
+        case "extra_forbidden" if str(problem["loc"][-1]) in NOT_SERVED:
             return NotServedError(place)
         case "extra_forbidden":
             return InvalidArgumentError(place, "there is no such parameter: leave it out")

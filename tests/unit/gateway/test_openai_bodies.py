@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scheduler_service.gateway.exceptions import InvalidArgumentError, NotServedError
 from scheduler_service.gateway.openai.bodies import ChatCompletionBody, CompletionBody
 from scheduler_service.gateway.openai.conversion import to_requests
-from scheduler_service.gateway.openai.parsing import _NOT_SERVED, parse_body
+from scheduler_service.gateway.openai.parsing import NOT_SERVED, parse_body
 
-NAMES = sorted({*CompletionBody.model_fields, *ChatCompletionBody.model_fields, *_NOT_SERVED, "best_of", "other"})
+NAMES = sorted({*CompletionBody.model_fields, *ChatCompletionBody.model_fields, *NOT_SERVED, "best_of", "other"})
 
 numbers = st.integers(-2, 3) | st.sampled_from([0.5, -1.5, 2**31, 2**32, 2**63, 2**64, -(2**63) - 1, 10**400, 1e300])
 leaves = st.none() | st.booleans() | numbers | st.text(max_size=5)

@@ -1,0 +1,1 @@
+"""Callers who send what nobody should: the service must neither die, nor leak, nor harm those who behave."""

@@ -11,6 +11,7 @@ PROMPT ?= What is the capital of France?
 ONCE ?=
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
+HOSTILE_ARGS ?=
 BENCH_ARGS ?= --concurrency 8 --input-len 128 --output-len 128
 
 VENV := .venv
@@ -24,7 +25,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint format proto bench clean
+.PHONY: help run test chaos hostile lint format proto bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test: $(VENV)/.test ## Run the tests; PYTEST_ARGS="-k name"
 
 chaos: $(VENV)/.test ## Kill processes under load and check every stream; CHAOS_ARGS="--kills 100 --victims worker"
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+hostile: $(VENV)/.test ## Attack a service with 100,000 messages and bad connections; HOSTILE_ARGS="--cases 10000"
+	$(BIN)/python -m tests.hostile $(HOSTILE_ARGS)
 
 lint: $(VENV)/.lint .venv-proto/.installed ## Check style, types, protos and generated code
 	$(BIN)/ruff check

@@ -53,7 +53,7 @@ class Method:
         return Call(
             path=self._path,
             messages=tuple(self._message(choice) for _ in range(num_messages)),
-            timeout_s=choice.choice((0.001, 0.02, 0.1, 0.5, 2.0)),
+            timeout_s=choice.choice((0.001, 0.05, 0.5, 2.0, 2.0)),
             cancel_after_s=choice.choice((0.0, 0.005, 0.05)) if choice.random() < 0.15 else None,
             metadata=_metadata(choice),
             is_streaming=self._is_streaming,

@@ -13,9 +13,36 @@ from tests.hostile.messages import random_text
 from tests.hostile.mutations import mutate
 
 _SCHEMAS = {"/v1/completions": CompletionBody, "/v1/chat/completions": ChatCompletionBody}
-_PATHS = ("/v1/models", "/v1/models/tiny", "/v1/models/%2e%2e/x", "/healthz", "/readyz", "/v1/embeddings", "/x", "*", "")
+_PATHS = (
+    "/v1/models",
+    "/v1/models/tiny",
+    "/v1/models/%2e%2e/x",
+    "/healthz",
+    "/readyz",
+    "/v1/embeddings",
+    "/x",
+    "*",
+    "",
+)
 _METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "CONNECT", "TRACE", "get", "PRI", "X" * 300)
-_NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 20, 128, 129, 2**31, 2**32, 2**63, -(2**63) - 1, 2**64, 10**400, 0.5, 1e308)
+_NUMBERS: tuple[Any, ...] = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    20,
+    128,
+    129,
+    2**31,
+    2**32,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**400,
+    0.5,
+    1e308,
+)
 _EVENT_IDS = (
     "mine:5:1700000000:1:3-3-0000abcd",
     "mine:18446744073709551616:1:1:1-1-00000000",
@@ -58,7 +85,9 @@ class HttpCases:
             case "odd":
                 data = _with_odd_value(body, choice)
             case "bytes":
-                data = mutate(json.dumps(body).encode(), choice, json.dumps(corpus.BODIES["/v1/completions"][2]).encode())
+                data = mutate(
+                    json.dumps(body).encode(), choice, json.dumps(corpus.BODIES["/v1/completions"][2]).encode()
+                )
             case "head":
                 return _damaged_head(json.dumps(body).encode(), path, choice)
             case _:
@@ -157,5 +186,7 @@ def _damaged_head(body: bytes, path: str, choice: random.Random) -> HttpRequest:
         head = _head(method, choice.choice(_PATHS), _headers(choice), 0)
         return HttpRequest(head, method == "HEAD", False, 1.0)
     head = _head("POST", path, {"content-type": "application/json", **_headers(choice)}, len(body))
-    pieces = b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\nContent-Length: -1\r\n 5\r\n\r\n0\r\n\r\nGET / HTTP/1.1"
+    pieces = (
+        b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\nContent-Length: -1\r\n 5\r\n\r\n0\r\n\r\nGET / HTTP/1.1"
+    )
     return HttpRequest(mutate(head, choice, pieces) + body, False, False, 0.3)

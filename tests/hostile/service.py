@@ -30,7 +30,7 @@ _PROMPT = [11, 12, 13, 14, 15, 16, 17]
 _NUM_TOKENS = 24
 _EXPECTED = complete(_PROMPT, _NUM_TOKENS)
 # What a burst leaves in allocators and caches is no leak; what grows with every burst is.
-MAX_GROWTH_BYTES = 96 << 20
+MAX_GROWTH_BYTES = 160 << 20
 # Epoll, timers and the like, which come with the first need and stay.
 _MAX_MORE_FILES = 8
 _SETTLE_S = 60.0
@@ -65,7 +65,7 @@ class HostileService:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = ExitStack()
-        self._processes: dict[str, psutil.Popen] = {}
+        self._processes: dict[str, subprocess.Popen[Any]] = {}
         self._gateways: list[GatewayProcess] = []
         self._incarnations: list[str] = []
         self._stubs: list[Any] = []
@@ -100,6 +100,10 @@ class HostileService:
         """Of the plain gateway, for gRPC."""
         return self._gateways[0].address
 
+    def kill(self, name: str) -> None:
+        """End one of its processes."""
+        _kill(self._processes[name])
+
     def vitals(self) -> Vitals:
         """What the processes hold now."""
         processes = [psutil.Process(process.pid) for process in self._processes.values()]
@@ -121,6 +125,11 @@ class HostileService:
             if now - was > MAX_GROWTH_BYTES:
                 wrong.append(f"{name} grew from {was >> 20} to {now >> 20} MiB")
         return wrong
+
+    def num_sequences(self) -> int:
+        """Sequences that run or wait, at the scheduler's last report."""
+        load = self._info().load
+        return load.num_running + load.num_waiting
 
     def check_callers(self) -> list[str]:
         """What is wrong with the answers to those who behave; empty if nothing is."""
@@ -182,7 +191,7 @@ class HostileService:
     def _start(self, name: str, module: str, *arguments: str) -> None:
         log = self._stack.enter_context((self._folder / f"{name}.log").open("wb"))
         command = [sys.executable, "-m", module, *arguments]
-        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         self._processes[name] = process
         self._stack.callback(_kill, process)
 
@@ -198,6 +207,6 @@ class HostileService:
         return Target(int(gateway.address.rpartition(":")[2]), gateway.http_port())
 
 
-def _kill(process: psutil.Popen) -> None:
+def _kill(process: subprocess.Popen[Any]) -> None:
     process.kill()
     process.wait()

@@ -31,6 +31,13 @@ _KEEPALIVE_TIMEOUT_MS = 10_000
 # Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
 _MIN_CLIENT_PING_PERIOD_MS = 5_000
 _LOW_COMPRESSION = 1
+# For TLS and HTTP/2's own greeting: whoever does not get through them cannot hold a connection.
+_HANDSHAKE_TIMEOUT_MS = 10_000
+# Open at once on one connection, each of which costs some 20 kB; further ones wait at the caller.
+_MAX_STREAMS = 4096
+# Calls of all connections that no handler has taken up yet. gRPC cancels calls at random from the first number on, and
+# all from the second; those that somebody floods it with are among them, and so are everybody's, so there is room.
+_MAX_PENDING_CALLS = (8192, 16_384)
 
 
 class GrpcServers:
@@ -134,6 +141,10 @@ def _connection_options(shares_port: bool) -> Options:
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_PERIOD_MS),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_concurrent_streams", _MAX_STREAMS),
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS[0]),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS[1]),
     ]
 
 

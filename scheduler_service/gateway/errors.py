@@ -131,4 +131,6 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 
 def _shortened(text: str) -> str:
+    # What callers send as JSON may hold half a surrogate pair, which protobuf's strings cannot.
+    text = text[: _MAX_MESSAGE_CHARS + 1].encode(errors="backslashreplace").decode()
     return text if len(text) <= _MAX_MESSAGE_CHARS else text[: _MAX_MESSAGE_CHARS - 1] + "…"

@@ -59,6 +59,12 @@ def test_every_request_error_has_a_status_of_its_own() -> None:
     assert {type(error) for error, _, _ in CASES} >= set(exceptions.RequestError.__subclasses__())
 
 
+def test_text_that_is_no_unicode_is_told_nevertheless() -> None:
+    status = errors.to_status(exceptions.InvalidArgumentError("\ud800", "there is no such parameter"))
+    assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert status.message == "\\ud800: there is no such parameter"
+
+
 def test_status_names_the_invalid_field() -> None:
     status = errors.to_status(exceptions.InvalidArgumentError("sampling.top_p", "is 2, must be at most 1"))
     request = details(status)[error_details_pb2.BadRequest]

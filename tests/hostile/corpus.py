@@ -3,7 +3,13 @@
 Every method that is not named here starts from an empty message.
 """
 
+import base64
 from typing import Any
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
 
 _PROMPT = {"ids": [11, 12, 13, 14, 15]}
 _FULL: dict[str, Any] = {
@@ -67,6 +73,41 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
     ],
     "grpc.channelz.v1.Channelz.GetServer": [{"serverId": "1"}],
     "grpc.channelz.v1.Channelz.GetSocket": [{"socketId": "3"}],
+}
+
+_TEXT_TENSOR = {
+    "name": "text_input",
+    "datatype": "BYTES",
+    "shape": ["1"],
+    "contents": {"bytesContents": [_base64("a")]},
+}
+_STREAM_TENSOR = {"name": "stream", "datatype": "BOOL", "shape": ["1"], "contents": {"boolContents": [True]}}
+_PARAMETERS_TENSOR = {
+    "name": "sampling_parameters",
+    "datatype": "BYTES",
+    "shape": ["1"],
+    "contents": {
+        "bytesContents": [_base64('{"max_tokens": "9", "stop": ["a"], "temperature": 0.5, "logit_bias": {"7": 1}}')]
+    },
+}
+_INFERENCES: list[dict[str, Any]] = [
+    {"modelName": "tiny", "inputs": [_TEXT_TENSOR], "parameters": {"max_tokens": {"int64Param": "8"}}},
+    {"modelName": "tiny", "modelVersion": "1", "id": "1", "inputs": [_TEXT_TENSOR, _PARAMETERS_TENSOR]},
+    {"inputs": [_TEXT_TENSOR, _STREAM_TENSOR, _PARAMETERS_TENSOR], "outputs": [{"name": "text_output"}]},
+]
+_VLLM_SAMPLING = {"temperature": 0.5, "topP": 0.9, "topK": 5, "maxTokens": 20, "n": 2, "stop": ["e"], "logprobs": 2}
+
+REQUESTS |= {
+    "inference.GRPCInferenceService.ModelInfer": _INFERENCES,
+    "inference.GRPCInferenceService.ModelStreamInfer": _INFERENCES,
+    "inference.GRPCInferenceService.ModelReady": [{"name": "tiny", "version": "1"}],
+    "inference.GRPCInferenceService.ModelMetadata": [{"name": "tiny", "version": "1"}],
+    "vllm.grpc.engine.VllmEngine.Generate": [
+        {"requestId": "a", "text": "hello", "samplingParams": {"maxTokens": 8}},
+        {"requestId": "b", "tokenized": {"inputIds": [11, 12]}, "samplingParams": _VLLM_SAMPLING, "stream": True},
+        {"requestId": "c", "tokenized": {"inputIds": [11, 12]}, "samplingParams": _VLLM_SAMPLING},
+    ],
+    "vllm.grpc.engine.VllmEngine.Abort": [{"requestIds": ["a", "b"]}],
 }
 
 BODIES: dict[str, list[dict[str, Any]]] = {

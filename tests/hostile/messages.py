@@ -8,7 +8,20 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 _MAX_DEPTH = 6
-_TEXTS = ("", "a", "tiny", "hello world", "\0", "\r\n\r\n", "é中\U0001f600", "\u202e\ufeff", "%s%n{0}{{x}}", "../" * 9)
+_JSON = ('{"\\ud800": 1}', '{"stop": "\\ud800"}', '{"max_tokens": 1e999}', '{"seed": NaN}', "[" * 2000)
+_TEXTS = (
+    "",
+    "a",
+    "tiny",
+    "hello world",
+    "\0",
+    "\r\n\r\n",
+    "é中\U0001f600",
+    "\u202e\ufeff",
+    "%s%n{0}{{x}}",
+    "../" * 9,
+    *_JSON,
+)
 _KINDS_OF_INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from scheduler_service.gateway.config import (
     GatewayConfig,
 )
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
+from scheduler_service.gateway.handlers import GRPC_LOGGER, CallersWhoLeft
 from scheduler_service.gateway.served_model import read_served_model
 from scheduler_service.gateway.server import serve
 from scheduler_service.gateway.tls import TlsFiles
@@ -36,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     flags = parser.parse_args(arguments)
     configure_logging(flags.process_name, flags.log_level, flags.log_format)
+    logging.getLogger(GRPC_LOGGER).addFilter(CallersWhoLeft())
     try:
         config = GatewayConfig(
             model=flags.model,

@@ -4,6 +4,7 @@ gRPC's own deserializer answers undecodable bytes with INTERNAL or UNKNOWN; here
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response")
 Write = Callable[[Any], Awaitable[object]]
+
+GRPC_LOGGER = "grpc._cython.cygrpc"
 
 # Of a write to a caller who is gone. gRPC cancels the handler for that, but not always before it writes.
 CallerGoneError = grpc.aio.InternalError
@@ -69,6 +72,14 @@ async def _answer(call: Callable[[], Awaitable[Response]], context: Context) -> 
             await abort(context, error)
     except CallerGoneError as error:
         raise asyncio.CancelledError from error
+
+
+class CallersWhoLeft(logging.Filter):
+    """Drops what gRPC logs, with a traceback, when a caller leaves while a response is on its way."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to keep a record."""
+        return record.exc_info is None or not isinstance(record.exc_info[1], CallerGoneError)
 
 
 def _decoded(request: Request | _Undecodable) -> Request:

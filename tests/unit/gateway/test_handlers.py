@@ -40,3 +40,15 @@ def test_a_caller_that_is_gone_is_no_error(caplog, method, kind) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(asyncio.CancelledError):
         asyncio.run(handle(generate_pb2.GenerateRequest(), GoneCaller()))
     assert caplog.messages == []
+
+
+def test_what_grpc_logs_of_callers_who_left_is_dropped_and_the_rest_is_not() -> None:
+    keeps = handlers.CallersWhoLeft().filter
+
+    def record(error: Exception | None) -> logging.LogRecord:
+        exc_info = None if error is None else (type(error), error, None)
+        return logging.LogRecord(handlers.GRPC_LOGGER, logging.ERROR, "", 0, "x", (), exc_info)
+
+    assert not keeps(record(grpc.aio.InternalError("nobody reads")))
+    assert keeps(record(ZeroDivisionError()))
+    assert keeps(record(None))

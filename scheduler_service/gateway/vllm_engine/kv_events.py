@@ -13,6 +13,8 @@ from pagewire.ipc.cache_events import BlockRemoved, BlockStored, CacheCleared, C
 from scheduler_service.gateway.cache_watch import CacheNews
 
 _MAX_BLOCKS_PER_BATCH = 1024
+# Of batches: a caller may name any as its last one.
+_NUMBER_RANGE = 2**64
 _DEVICE = common_pb2.KV_CACHE_TIER_DEVICE
 
 
@@ -63,7 +65,7 @@ class KvEventWriter:
         return events[-1]
 
     def _batch(self, events: Iterable[common_pb2.KvCacheEvent]) -> common_pb2.KvEventBatch:
-        self._last_number += 1
+        self._last_number = (self._last_number + 1) % _NUMBER_RANGE
         return common_pb2.KvEventBatch(sequence_number=self._last_number, timestamp=time.time(), events=events)
 
 

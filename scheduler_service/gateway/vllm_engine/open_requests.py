@@ -18,6 +18,7 @@ class OpenRequests:
     async def run(self, key: RequestKey, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work of a request; cancelling this cancels the work. False: it was aborted."""
         task = asyncio.create_task(work)
+        task.add_done_callback(_note_outcome)
         self._tasks[key].add(task)
         try:
             await asyncio.wait((task,))
@@ -38,3 +39,8 @@ class OpenRequests:
         self._tasks[key].discard(task)
         if not self._tasks[key]:
             del self._tasks[key]
+
+
+def _note_outcome(task: asyncio.Task[None]) -> None:
+    """Where nobody waits for it any more, there is nobody to tell how it ended."""
+    _ = task.cancelled() or task.exception()

@@ -32,7 +32,7 @@ ATTACKS: dict[str, Sizes] = {
     "smuggling": Sizes(http1_attacks.smuggling, 1, 50),
     "heads over HTTP/1": Sizes(http1_attacks.head_bombs, 1, 20),
     "ids of events": Sizes(http1_attacks.event_ids, 1, 50),
-    "unread events": Sizes(http1_attacks.unread_events, 20, 200),
+    "unread events": Sizes(http1_attacks.unread_events, 20, 100),
     "rapid reset": Sizes(http2_attacks.rapid_reset, 2000, 100_000),
     "late reset": Sizes(http2_attacks.late_reset, 200, 10_000),
     "unread streams": Sizes(http2_attacks.unread_streams, 50, 1000),

@@ -35,6 +35,7 @@ _KINDS: dict[type[exceptions.RequestError], _Kind] = {
     exceptions.NotServedError: _Kind(HTTPStatus.BAD_REQUEST, "unsupported_parameter"),
     exceptions.UnknownMethodError: _Kind(HTTPStatus.NOT_IMPLEMENTED, "unknown_method"),
     exceptions.MethodNotServedError: _Kind(HTTPStatus.NOT_IMPLEMENTED, "method_not_served"),
+    exceptions.UnknownServiceError: _Kind(HTTPStatus.NOT_FOUND, "unknown_service"),
     exceptions.UnknownModelError: _Kind(HTTPStatus.NOT_FOUND, "model_not_found"),
     exceptions.UnauthenticatedError: _Kind(HTTPStatus.UNAUTHORIZED, "invalid_api_key"),
     exceptions.NotAllowedError: _Kind(HTTPStatus.FORBIDDEN, "not_allowed"),

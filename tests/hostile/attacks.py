@@ -40,7 +40,7 @@ ATTACKS: dict[str, Sizes] = {
     "heads over HTTP/2": Sizes(http2_attacks.header_bombs, 1, 20),
     "continuation flood": Sizes(http2_attacks.continuation_flood, 50, 5000),
     "compression tables": Sizes(http2_attacks.table_abuse, 5, 500),
-    "floods of frames": Sizes(http2_attacks.frame_floods, 20, 5000),
+    "floods of frames": Sizes(http2_attacks.frame_floods, 20, 2000),
     "empty data": Sizes(http2_attacks.empty_data, 20, 5000),
     "random frames": Sizes(http2_attacks.random_frames, 50, 5000),
 }

@@ -63,12 +63,10 @@ class HttpObserver:
 
 def _route(scope: Scope) -> str:
     """The path as the router has it, with the names of its parameters."""
-    if "endpoint" not in scope:
-        return _UNKNOWN_PATH
-    path: str = scope["path"]
-    for name, value in scope["path_params"].items():
-        path = path.replace(str(value), f"{{{name}}}")
-    return path
+    endpoint = scope.get("endpoint")
+    routes = (route for route in scope["app"].routes if isinstance(route, Route) and route.endpoint is endpoint)
+    route = next(routes, None)
+    return _UNKNOWN_PATH if route is None else route.path_format
 
 
 def _parent(scope: Scope) -> TraceParent:

@@ -24,7 +24,11 @@ class App:
         self.registry = CollectorRegistry()
         self.parents: list[TraceParent] = []
         observer = Middleware(HttpObserver, counter=CallCounter(self.registry), traces=traces)
-        routes = [Route("/v1/models/{name}", self._answer), Route("/fail", self._fail)]
+        routes = [
+            Route("/v1/models/{name:path}", self._answer),
+            Route("/v1/{kind}/of/{name}/now", self._answer),
+            Route("/fail", self._fail),
+        ]
         self._app = Starlette(routes=routes, middleware=[observer])
 
     def get(self, path: str, *headers: tuple[bytes, bytes], method: str = "GET") -> int | None:
@@ -64,8 +68,8 @@ def test_requests_are_counted_by_route() -> None:
         app.get(path)
     assert app.get("/v1/models/c", method="POST") == 405
     assert app.counted() == {
-        ("/v1/models/{name}", "200"): 2,
-        ("other", "404"): 3,
+        ("/v1/models/{name}", "200"): 3,
+        ("other", "404"): 2,
         ("/v1/models/{name}", "405"): 1,
     }
 
@@ -82,3 +86,16 @@ def test_a_request_learns_its_trace(traces: bool) -> None:
     app = App(traces=traces)
     app.get("/v1/models/a", (b"traceparent", b"00-a-b-01"), (b"tracestate", b"x=y"))
     assert app.parents == [TraceParent("00-a-b-01", "x=y") if traces else TraceParent()]
+
+
+@pytest.mark.parametrize("name", ["m", "/", "models", "v1/models/", "s/s/s/s", "1", ""])
+def test_a_parameter_may_be_a_text_that_stands_elsewhere_in_the_path(name: str) -> None:
+    app = App()
+    app.get(f"/v1/models/{name}")
+    assert app.counted() == {("/v1/models/{name}", "200"): 1.0}
+
+
+def test_several_parameters_are_told_apart() -> None:
+    app = App()
+    app.get("/v1/a/of/o/now")
+    assert app.counted() == {("/v1/{kind}/of/{name}/now", "200"): 1.0}

@@ -19,6 +19,7 @@ _PATHS = (
     "/v1/models/%2e%2e/x",
     "/healthz",
     "/readyz",
+    "/metrics",
     "/v1/embeddings",
     "/x",
     "*",

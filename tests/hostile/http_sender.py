@@ -84,7 +84,8 @@ def complaints(answer: Answer, *, is_head: bool = False) -> Iterator[str]:
     if answer.headers.get("content-type", "").startswith("text/event-stream"):
         yield from _event_complaints(answer)
         return
-    if not answer.is_whole or is_head:
+    is_json = answer.headers.get("content-type") == "application/json"
+    if not answer.is_whole or is_head or (answer.status < 400 and not is_json):
         return
     try:
         value = json.loads(answer.body)

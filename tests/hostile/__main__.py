@@ -22,7 +22,7 @@ from tests.hostile.service import HostileService, Vitals
 def main() -> int:
     """Run it; gives the exit status."""
     options = _parse()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder, HostileService(Path(folder)) as service:
         if options.cases:

@@ -9,7 +9,9 @@ MODEL ?= demo
 PORT ?= 50051
 PROMPT ?= What is the capital of France?
 ONCE ?=
+# Tests wait more than they compute: several at a time, and few enough for small machines.
 PYTEST_ARGS ?=
+PYTEST_PROCESSES ?= -n logical --maxprocesses 4 --dist worksteal
 CHAOS_ARGS ?=
 HOSTILE_ARGS ?=
 BENCH_ARGS ?= --concurrency 8 --input-len 128 --output-len 128
@@ -34,7 +36,7 @@ run: $(VENV)/.run ## Serve the demo model and answer PROMPT="…"; ONCE=1 ends t
 	@$(BIN)/pagewire serve "$(MODEL)" --listen "127.0.0.1:$(PORT)" --ask "$$PROMPT" $(if $(ONCE),--once)
 
 test: $(VENV)/.test ## Run the tests; PYTEST_ARGS="-k name"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 chaos: $(VENV)/.test ## Kill processes under load and check every stream; CHAOS_ARGS="--kills 100 --victims worker"
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

@@ -11,7 +11,7 @@ from tests.chaos.service import VICTIMS
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 
 
-def test_streams_are_intact_whatever_dies(demo_model: Path, tmp_path: Path) -> None:
+def test_streams_are_intact_whatever_dies(demo_model: Path, short_path: Path) -> None:
     plan = Plan(
         num_kills=8,
         num_streams=16,
@@ -20,7 +20,7 @@ def test_streams_are_intact_whatever_dies(demo_model: Path, tmp_path: Path) -> N
         seed=17,
         moments=("after a result", "two at once", "successor starts", "streams come back"),
     )
-    result = run_chaos(demo_model, tmp_path, plan)
+    result = run_chaos(demo_model, short_path, plan)
     assert result.wrong == []
     assert result.num_kills >= plan.num_kills
     assert result.num_intact == result.num_streams > 0

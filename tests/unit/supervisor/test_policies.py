@@ -40,13 +40,6 @@ def test_run_dir_too_long_for_sockets_is_refused_and_not_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def short_path():
-    """A directory whose path leaves room for socket names, as tmp_path may not."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as path:
-        yield Path(path)
-
-
 def test_run_dir_of_a_supervisor_that_is_gone_is_removed(short_path):
     stale, unlocked = short_path / "pagewire-stale123", short_path / "pagewire-other123"
     stale.mkdir()

@@ -1,7 +1,8 @@
 """How do the C kernels get from their source to functions that can be called?
 
 They are compiled on first use with the C compiler at hand and kept in a cache folder, under a name that changes with
-the source, the compiler, its flags and the CPU: the code is made for this CPU and runs on no other.
+the source, the compiler, its flags and the CPU: the code is made for this CPU and runs on no other. An installation
+that was given compiled ones (`prebuilt.py`) needs no compiler.
 """
 
 import ctypes
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch  # noqa: F401 - loads the OpenMP runtime that the kernels are linked to
 
+from gpu_worker.kernels.prebuilt import find_prebuilt
+
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
@@ -25,7 +28,8 @@ _HEADERS = ("cpu_math.h",)
 _COMPILERS = ("cc", "gcc", "clang")
 # Nothing of the -ffast-math family: a NaN must come out where it goes in, and no object may change the process's
 # rounding of denormal numbers when it is loaded.
-_COMPILE_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+_COMPILE_FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+_THIS_CPU = "native"
 _COMPILE_TIMEOUT_S = 120
 
 
@@ -39,12 +43,8 @@ def load_native(cache_dir: Path) -> ctypes.CDLL:
     Raises:
         NativeKernelsError: there is no C compiler, or it fails.
     """
-    compiler = _find_compiler()
-    openmp = mapped_openmp()
-    path = cache_dir / f"kernels-{_cache_key(compiler, openmp)}.so"
+    path = find_prebuilt() or _compiled(cache_dir)
     try:
-        if not path.exists():
-            _compile(compiler, openmp, path)
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeKernelsError(f"{path}: {error}") from error
@@ -54,6 +54,15 @@ def load_native(cache_dir: Path) -> ctypes.CDLL:
     return library
 
 
+def compile_kernels(target: Path, architecture: str) -> None:
+    """Compile the C kernels for CPUs of an architecture, as the compiler's -march names it.
+
+    Raises:
+        NativeKernelsError: there is no C compiler, or it fails.
+    """
+    _compile(_find_compiler(), mapped_openmp(), target, architecture)
+
+
 def mapped_openmp() -> list[Path]:
     """The GNU OpenMP runtimes that this process has loaded."""
     maps = Path("/proc/self/maps")
@@ -61,6 +70,18 @@ def mapped_openmp() -> list[Path]:
         return []
     paths = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/libgomp" in line}
     return sorted(Path(path) for path in paths)
+
+
+def _compiled(cache_dir: Path) -> Path:
+    """The kernels in the cache, where they are put if they are not there."""
+    compiler, openmp = _find_compiler(), mapped_openmp()
+    path = cache_dir / f"kernels-{_cache_key(compiler, openmp)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, openmp, path, _THIS_CPU)
+    except OSError as error:
+        raise NativeKernelsError(f"{path}: {error}") from error
+    return path
 
 
 def _find_compiler() -> str:
@@ -75,7 +96,7 @@ def _cache_key(compiler: str, openmp: list[Path]) -> str:
     digest = hashlib.sha256(_run((compiler, "--version"), _FOLDER).encode())
     for name in _SOURCES + _HEADERS:
         digest.update((_FOLDER / name).read_bytes())
-    digest.update(repr((_COMPILE_FLAGS, _cpu(), openmp)).encode())
+    digest.update(repr((_COMPILE_FLAGS, _THIS_CPU, _cpu(), openmp)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -88,7 +109,7 @@ def _cpu() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
 
 
-def _compile(compiler: str, openmp: list[Path], target: Path) -> None:
+def _compile(compiler: str, openmp: list[Path], target: Path, architecture: str) -> None:
     """Compile in a folder of our own beside the target, then move the finished file there in one step."""
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +119,7 @@ def _compile(compiler: str, openmp: list[Path], target: Path) -> None:
         # torch brings its own OpenMP runtime, under a name that differs between builds. Linked to that very file, the
         # kernels share its threads; a second runtime would compete for the cores.
         runtime = [str(path) for path in openmp[:1]] or ["-fopenmp"]
-        _run((compiler, *_COMPILE_FLAGS, "-c", *sources), Path(folder))
+        _run((compiler, *_COMPILE_FLAGS, f"-march={architecture}", "-c", *sources), Path(folder))
         _run((compiler, "-shared", "-o", target.name, *objects, *runtime, "-lm"), Path(folder))
         os.replace(Path(folder) / target.name, target)
     logger.info("kernels compiled path=%s seconds=%.1f", target, time.monotonic() - started)

@@ -14,10 +14,15 @@ from scheduler_service.gateway.exceptions import UnknownServiceError
 from scheduler_service.gateway.inference_service import SERVICE_NAME
 
 HEALTH_NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+LIVENESS = "liveness"
 
 
 class HealthReporter:
-    """Serves grpc.health.v1 for the whole server ("") and for each service that generates. Begins NOT_SERVING."""
+    """Serves grpc.health.v1 for the whole server ("") and for each service that generates. Begins NOT_SERVING.
+
+    The name "liveness" is SERVING as long as this process answers, whatever becomes of the engine. Who restarts
+    gateways asks for that, since one that waits for its engine holds streams that go on later.
+    """
 
     def __init__(self, servers: Iterable[grpc.aio.Server]) -> None:
         methods = {
@@ -27,7 +32,7 @@ class HealthReporter:
         }
         for server in servers:
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH_NAME, methods),))
-        self._names = ["", SERVICE_NAME]
+        self._names = ["", SERVICE_NAME, LIVENESS]
         self._is_serving = False
         self._is_stopped = False
         self._changed = asyncio.Event()
@@ -71,7 +76,7 @@ class HealthReporter:
     def _status(self, name: str) -> health_pb2.HealthCheckResponse:
         if name not in self._names:
             status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        elif self._is_serving:
+        elif self._is_serving or name == LIVENESS:
             status = health_pb2.HealthCheckResponse.SERVING
         else:
             status = health_pb2.HealthCheckResponse.NOT_SERVING

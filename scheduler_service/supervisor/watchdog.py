@@ -65,6 +65,10 @@ class Watchdog:
         pulse = self._pulses.get(child)
         return pulse is not None and pulse.has_worked(min_uptime_s)
 
+    def report(self) -> ServiceReport:
+        """All processes as they are now."""
+        return ServiceReport(tuple(self._report(child) for child in self._children()))
+
     def _look_at(self, child: Child) -> None:
         max_quiet_s = child.spec.max_quiet_s
         if max_quiet_s is None or not child.is_running or child in self._hangs:
@@ -84,7 +88,7 @@ class Watchdog:
 
     def _tell(self, now_s: float) -> None:
         """Send a report to those who serve callers, if it is time or a process has changed its state."""
-        report = ServiceReport(tuple(self._report(child) for child in self._children()))
+        report = self.report()
         states: list[object] = [(process.name, process.pid, process.state) for process in report.processes]
         if states != self._told or now_s - self._told_s >= _REPORT_PERIOD_S:
             self._told, self._told_s = states, now_s

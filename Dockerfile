@@ -1,0 +1,100 @@
+# syntax=docker/dockerfile:1
+# The images of a service:
+#
+#   docker build --target gateway .       also fetches models from the Hub, and has the command line `pagewire`
+#   docker build --target scheduler .
+#   docker build --target worker .        for NVIDIA GPUs
+#   docker build --target worker-cpu --build-arg TORCH_INDEX=URL .    URL: PyTorch's index of builds for CPUs
+#
+# Versions come from docker/*.lock, which docker/lock.sh writes. The last stages have neither compilers nor pip, run as
+# user 10001 and need no writable file system but /tmp, /run/pagewire and /var/cache/pagewire.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+# ---- Where things are built: a C compiler, and the project's own wheel.
+FROM ${PYTHON_IMAGE} AS build
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY docker/build.lock docker/build.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/build && /opt/build/bin/pip install --no-deps --require-hashes --requirement docker/build.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY proto proto
+COPY client client
+COPY scheduler_service scheduler_service
+COPY gpu_worker gpu_worker
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /wheels .
+
+# ---- One virtual environment for each image.
+FROM build AS gateway-build
+COPY docker/gateway.lock docker/gateway.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/pagewire && \
+    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/gateway.lock && \
+    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
+    /opt/pagewire/bin/pip uninstall --yes pip setuptools
+
+FROM build AS scheduler-build
+COPY docker/scheduler.lock docker/scheduler.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/pagewire && \
+    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/scheduler.lock && \
+    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
+    /opt/pagewire/bin/pip uninstall --yes pip setuptools
+
+FROM build AS worker-build
+COPY docker/worker.lock docker/triton_driver.py docker/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/pagewire && \
+    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/worker.lock && \
+    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
+    /opt/pagewire/bin/pip uninstall --yes pip
+# Triton is linked to the driver library that a machine with a GPU will have; here an empty one stands in for it.
+RUN mkdir /tmp/driver && gcc -shared -o /tmp/driver/libcuda.so.1 -x c /dev/null && \
+    TRITON_LIBCUDA_PATH=/tmp/driver TRITON_CACHE_DIR=/opt/pagewire/triton \
+    /opt/pagewire/bin/python docker/triton_driver.py
+
+FROM build AS worker-cpu-build
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX
+COPY docker/worker-cpu.lock docker/worker-cpu.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/pagewire && \
+    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/worker-cpu.lock && \
+    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/pagewire/bin/pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
+RUN /opt/pagewire/bin/python -m gpu_worker.kernels.prebuilt && /opt/pagewire/bin/pip uninstall --yes pip
+
+# ---- What all images have in common.
+FROM ${PYTHON_IMAGE} AS base
+RUN python -m pip uninstall --yes pip && \
+    install --directory --owner 10001 --group 10001 /run/pagewire /var/cache/pagewire /models
+ENV PATH=/opt/pagewire/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/var/cache/pagewire \
+    XDG_CACHE_HOME=/var/cache/pagewire
+USER 10001:10001
+WORKDIR /
+
+FROM base AS gateway
+COPY --from=gateway-build /opt/pagewire /opt/pagewire
+CMD ["python", "-m", "scheduler_service.gateway", "--help"]
+
+FROM base AS scheduler
+COPY --from=scheduler-build /opt/pagewire /opt/pagewire
+CMD ["python", "-m", "scheduler_service.core", "--help"]
+
+FROM base AS worker-cpu
+COPY --from=worker-cpu-build /opt/pagewire /opt/pagewire
+CMD ["python", "-m", "gpu_worker", "--help"]
+
+FROM base AS worker
+ENV TRITON_CACHE_DIR=/var/cache/pagewire/triton \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=worker-build /opt/pagewire /opt/pagewire
+# A volume that is mounted there must be given these files again: cp -r /opt/pagewire/triton /var/cache/pagewire/
+COPY --from=worker-build --chown=10001:10001 /opt/pagewire/triton /var/cache/pagewire/triton
+CMD ["python", "-m", "gpu_worker", "--help"]

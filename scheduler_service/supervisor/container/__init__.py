@@ -1,0 +1,1 @@
+"""Stands in for the supervisor where something else restarts processes, such as Kubernetes."""

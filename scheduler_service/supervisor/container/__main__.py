@@ -58,12 +58,12 @@ def _specs(options: argparse.Namespace) -> list[ChildSpec]:
     if not command:
         raise ValueError("say after -- which command to run")
     if options.ranks is None:
-        return [ChildSpec("process", tuple(command), max_quiet_s=options.step_timeout)]
+        return [ChildSpec(options.name, tuple(command), max_quiet_s=options.step_timeout)]
     if options.ranks < 1 or options.host_index < 0:
         raise ValueError("--ranks must be 1 or more, and --host-index 0 or more")
     first = options.ranks * options.host_index
     return [
-        ChildSpec(f"worker-{rank}", (*command, "--rank", str(rank)), max_quiet_s=options.step_timeout)
+        ChildSpec(f"{options.name}-{rank}", (*command, "--rank", str(rank)), max_quiet_s=options.step_timeout)
         for rank in range(first, first + options.ranks)
     ]
 
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="serve grpc.health.v1 here: '' when all processes are ready, 'liveness' while none of them hangs",
     )
+    add("--name", default="worker", help="what logs call the process; of several, with a dash and the rank")
     add("--ranks", type=int, metavar="N", help="start the command N times, each with a --rank of its own")
     add("--host-index", type=int, default=0, metavar="I", help="of several hosts with N ranks each: this one, from 0")
     add("--step-timeout", type=float, default=300.0, metavar="S", help="a step that takes longer is a hang")

@@ -5,6 +5,7 @@
   imagePullPolicy: {{ $scheduler.image.pullPolicy }}
   command: [python, -m, scheduler_service.supervisor.container]
   args:
+    - --name=scheduler
     - --health-listen=0.0.0.0:8086
     - --log-level={{ .Values.logLevel }}
     - --log-format=json

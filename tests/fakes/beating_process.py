@@ -1,0 +1,36 @@
+"""A process for a container to start: it beats, and does as it is told through files named after its rank."""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pagewire.ipc.supervision import Heart, ProcessState
+
+
+def main() -> None:
+    """Run until SIGTERM, or until a file says otherwise: `ready-RANK`, `hang-RANK`, `end-RANK`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--supervisor-fd", type=int, required=True)
+    parser.add_argument("--rank", default="none")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    heart = Heart(options.supervisor_fd)
+    heart.start()
+    (options.folder / f"started-{options.rank}").touch()
+
+    def told(what: str) -> bool:
+        return (options.folder / f"{what}-{options.rank}").exists()
+
+    while True:
+        if told("end"):
+            sys.exit(f"rank {options.rank} was told to end")
+        if not told("hang"):
+            heart.note(ProcessState.IDLE if told("ready") else ProcessState.STARTING)
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,38 +17,36 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 WORKDIR /src
 COPY docker/build.lock docker/build.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/build && /opt/build/bin/pip install --no-deps --require-hashes --requirement docker/build.lock
+    python -m venv --without-pip /opt/build && \
+    python -m pip --python /opt/build install --no-deps --require-hashes --requirement docker/build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY client client
 COPY scheduler_service scheduler_service
 COPY gpu_worker gpu_worker
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /wheels .
+RUN python -m pip --python /opt/build wheel --no-deps --no-build-isolation --no-cache-dir --wheel-dir /wheels .
 
 # ---- One virtual environment for each image.
 FROM build AS gateway-build
 COPY docker/gateway.lock docker/gateway.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/pagewire && \
-    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/gateway.lock && \
-    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
-    /opt/pagewire/bin/pip uninstall --yes pip setuptools
+    python -m venv --without-pip /opt/pagewire && \
+    python -m pip --python /opt/pagewire install --no-deps --require-hashes --requirement docker/gateway.lock && \
+    python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 
 FROM build AS scheduler-build
 COPY docker/scheduler.lock docker/scheduler.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/pagewire && \
-    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/scheduler.lock && \
-    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
-    /opt/pagewire/bin/pip uninstall --yes pip setuptools
+    python -m venv --without-pip /opt/pagewire && \
+    python -m pip --python /opt/pagewire install --no-deps --require-hashes --requirement docker/scheduler.lock && \
+    python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 
 FROM build AS worker-build
 COPY docker/worker.lock docker/triton_driver.py docker/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/pagewire && \
-    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/worker.lock && \
-    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire && \
-    /opt/pagewire/bin/pip uninstall --yes pip
+    python -m venv --without-pip /opt/pagewire && \
+    python -m pip --python /opt/pagewire install --no-deps --require-hashes --requirement docker/worker.lock && \
+    python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 # Triton is linked to the driver library that a machine with a GPU will have; here an empty one stands in for it.
 RUN mkdir /tmp/driver && gcc -shared -o /tmp/driver/libcuda.so.1 -x c /dev/null && \
     TRITON_LIBCUDA_PATH=/tmp/driver TRITON_CACHE_DIR=/opt/pagewire/triton \
@@ -59,12 +57,12 @@ ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX
 COPY docker/worker-cpu.lock docker/worker-cpu.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/pagewire && \
-    /opt/pagewire/bin/pip install --no-deps --require-hashes --requirement docker/worker-cpu.lock && \
-    /opt/pagewire/bin/pip install --no-deps --no-index --find-links /wheels pagewire
+    python -m venv --without-pip /opt/pagewire && \
+    python -m pip --python /opt/pagewire install --no-deps --require-hashes --requirement docker/worker-cpu.lock && \
+    python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/pagewire/bin/pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
-RUN /opt/pagewire/bin/python -m gpu_worker.kernels.prebuilt && /opt/pagewire/bin/pip uninstall --yes pip
+    python -m pip --python /opt/pagewire install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
+RUN /opt/pagewire/bin/python -m gpu_worker.kernels.prebuilt
 
 # ---- What all images have in common.
 FROM ${PYTHON_IMAGE} AS base

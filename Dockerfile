@@ -48,9 +48,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/pagewire install --no-deps --require-hashes --requirement docker/worker.lock && \
     python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 # Triton is linked to the driver library that a machine with a GPU will have; here an empty one stands in for it.
-RUN mkdir /tmp/driver && gcc -shared -o /tmp/driver/libcuda.so.1 -x c /dev/null && \
-    TRITON_LIBCUDA_PATH=/tmp/driver TRITON_CACHE_DIR=/opt/pagewire/triton \
-    /opt/pagewire/bin/python docker/triton_driver.py
+ENV TRITON_LIBCUDA_PATH=/opt/pagewire/driver
+RUN mkdir /opt/pagewire/driver && \
+    gcc -shared -o /opt/pagewire/driver/libcuda.so.1 -x c /dev/null && \
+    TRITON_CACHE_DIR=/opt/pagewire/triton /opt/pagewire/bin/python docker/triton_driver.py && \
+    rm /opt/pagewire/driver/libcuda.so.1
 
 FROM build AS worker-cpu-build
 ARG TORCH=torch==2.13.0
@@ -90,6 +92,7 @@ CMD ["python", "-m", "gpu_worker", "--help"]
 
 FROM base AS worker
 ENV TRITON_CACHE_DIR=/var/cache/pagewire/triton \
+    TRITON_LIBCUDA_PATH=/opt/pagewire/driver \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=worker-build /opt/pagewire /opt/pagewire

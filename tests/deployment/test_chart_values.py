@@ -1,6 +1,7 @@
 """Are values checked? A typo, wherever it is, and what makes no sense, must be refused with its name."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -116,3 +117,11 @@ def test_every_value_has_a_default_and_every_default_a_schema():
     }
     inner = ("[]", ".affinity.", ".resources.", ".global")
     assert {name for name in described if not any(part in name for part in inner)} <= given
+
+
+def test_values_that_the_guide_names_exist():
+    guide = (CHART.parents[1] / "docs" / "kubernetes.md").read_text()
+    parts = "|".join(name for name, value in VALUES.items() if isinstance(value, dict) and value)
+    named = set(re.findall(rf"(?<![\w/.=-])((?:{parts})(?:\.[a-zA-Z]+)+)(?=[=`\s])", guide))
+    assert len(named) > 20
+    assert {f".{name}" for name in named} <= set(names(VALUES))

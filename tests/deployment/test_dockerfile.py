@@ -7,9 +7,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.fakes.dockerfile import DOCKERFILE, ROOT, Install, read_stages
 from tests.fakes.patience import PATIENCE_S
@@ -153,3 +157,22 @@ def test_context_has_what_is_copied_and_nothing_built():
     assert copied <= allowed
     assert "tests" not in allowed
     assert not [name for name in allowed if not os.path.exists(ROOT / name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("gateway.lock", {"gateway", "vllm-protocol", "tracing", "container"}),
+        ("scheduler.lock", {"scheduler", "tracing", "container"}),
+        ("worker.lock", {"worker", "tracing", "container"}),
+    ],
+)
+def test_locks_have_what_the_project_needs_now(name, extras):
+    """Otherwise: docker/lock.sh."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    there = {package: Version(version) for package, version in locked(name).items()}
+    for requirement in map(Requirement, wanted):
+        package = canonicalize_name(requirement.name)
+        if package != "pagewire":
+            assert there[package] in requirement.specifier, package

@@ -45,6 +45,10 @@ def test_health_follows_the_scheduler(model: Path, scheduler_address: str, tmp_p
         stub = health_pb2_grpc.HealthStub(gateway.channel())
         for name in ("", SERVICE):
             assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == NOT_SERVING
+        # Whoever restarts gateways asks for this, and one that waits for its engine is well.
+        alive = stub.Watch(health_pb2.HealthCheckRequest(service="liveness"), timeout=TIMEOUT_S)
+        assert any(response.status == SERVING for response in alive)
+        alive.cancel()
         with FakeScheduler(scheduler_address):
             gateway.wait_until_serving()
             for name in ("", SERVICE):

@@ -16,7 +16,7 @@ from tests.fakes.observed_service import ObservedService, Scrape
 from tests.fakes.otlp_collector import OtlpCollector, Received
 from tests.fakes.patience import PATIENCE_S, PATIENT
 
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "pagewire.json"
+DASHBOARD = Path(__file__).parents[2] / "helm" / "pagewire" / "dashboards" / "pagewire.json"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "observability.md"
 # Takes longer than any test.
 ENDLESS = 30_000

@@ -76,3 +76,46 @@ def test_what_the_hub_does_not_have_is_said(resolve, spec):
         message = resolve(spec, endpoint)
     assert f"cannot fetch {'/'.join(spec.split('/')[:2])} from the Hub" in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def fetch(tmp_path):
+    """Run the program that an init container runs; gives the link, and what it said if it failed."""
+
+    def run(endpoint, *flags):
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        link = tmp_path / "model"
+        command = [sys.executable, "-m", "scheduler_service.supervisor.fetch", *flags, "--link", str(link)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
+        return link, done.stderr if done.returncode else ""
+
+    return run
+
+
+def test_fetch_links_to_a_repository_and_to_what_a_gateway_needs_of_it(fetch):
+    with fake_hub(FILES) as (endpoint, asked):
+        link, _ = fetch(endpoint, "--repo", REPO, "--revision", "main", "--tokenizer-only")
+        assert sorted(path.name for path in link.iterdir()) == ["config.json", "tokenizer.json"]
+        assert not any("safetensors" in request for request in asked if "resolve" in request)
+        link, failure = fetch(endpoint, "--repo", REPO)
+    assert not failure
+    assert (link / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_fetch_links_to_one_file(fetch):
+    with fake_hub(FILES) as (endpoint, _):
+        link, _ = fetch(endpoint, "--repo", REPO, "--file", "tiny.Q4_1.gguf")
+    assert link.read_bytes() == b"GGUF...."
+
+
+def test_fetch_asks_for_the_revision_and_says_what_fails(fetch):
+    with fake_hub(FILES) as (endpoint, asked):
+        fetch(endpoint, "--repo", REPO, "--revision", "v1")
+        assert any("/revision/v1" in request for request in asked)
+        _, failure = fetch(endpoint, "--repo", "org/other")
+    assert failure.splitlines()[-1].startswith("fetch: cannot fetch org/other from the Hub")

@@ -32,9 +32,7 @@ class Cluster:
 
     def pods(self, component: str) -> list[dict]:
         """Those of a component that are not on their way out."""
-        query = urllib.parse.urlencode(
-            {"labelSelector": f"{self._selector},app.kubernetes.io/component={component}"}
-        )
+        query = urllib.parse.urlencode({"labelSelector": f"{self._selector},app.kubernetes.io/component={component}"})
         pods = self._ask("GET", f"?{query}")["items"]
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 

@@ -7,6 +7,7 @@
   args:
     - --name=scheduler
     - --health-listen=0.0.0.0:8086
+    - --step-timeout=30
     - --log-level={{ .Values.logLevel }}
     - --log-format=json
     - --

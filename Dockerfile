@@ -51,7 +51,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 ENV TRITON_LIBCUDA_PATH=/opt/pagewire/driver
 RUN mkdir /opt/pagewire/driver && \
     gcc -shared -o /opt/pagewire/driver/libcuda.so.1 -x c /dev/null && \
-    TRITON_CACHE_DIR=/opt/pagewire/triton /opt/pagewire/bin/python docker/triton_driver.py && \
+    TRITON_CACHE_DIR=/opt/pagewire/triton /opt/pagewire/bin/python -I docker/triton_driver.py && \
     rm /opt/pagewire/driver/libcuda.so.1
 
 FROM build AS worker-cpu-build
@@ -64,7 +64,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/pagewire install --no-deps --no-index --find-links /wheels pagewire
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/pagewire install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$TORCH"
-RUN /opt/pagewire/bin/python -m gpu_worker.kernels.prebuilt
+RUN /opt/pagewire/bin/python -I -m gpu_worker.kernels.prebuilt
 
 # ---- What all images have in common.
 FROM ${PYTHON_IMAGE} AS base

@@ -270,7 +270,7 @@ def test_service_monitor(component, service, port):
     selected = find("Service", service, "autoscaled")
     assert manifest["spec"]["selector"]["matchLabels"].items() <= selected["metadata"]["labels"].items()
     (endpoint,) = manifest["spec"]["endpoints"]
-    assert endpoint == {"port": port, "path": "/metrics", "interval": "15s"}
+    assert endpoint.items() >= {"port": port, "path": "/metrics", "interval": "15s"}.items()
     assert port in {port["name"] for port in selected["spec"]["ports"]}
     assert not has("ServiceMonitor", "defaults")
 
@@ -288,6 +288,17 @@ def test_dashboard():
     assert manifest["metadata"]["labels"]["grafana_dashboard"] == "1"
     shipped = json.loads((CHART / "dashboards" / "pagewire.json").read_text())
     assert json.loads(manifest["data"]["pagewire.json"]) == shipped
+
+
+def test_engine_metrics_are_counted_once():
+    """Gateways tell them where an endpoint picker asks for them, and Prometheus then leaves those out."""
+    told = "--no-engine-metrics"
+    assert told in arguments(find("Deployment", GATEWAY, "defaults")["spec"]["template"], GATEWAY)
+    assert told not in arguments(find("Deployment", GATEWAY, "autoscaled")["spec"]["template"], GATEWAY)
+    (endpoint,) = find("ServiceMonitor", GATEWAY, "autoscaled")["spec"]["endpoints"]
+    assert endpoint["metricRelabelings"] == [{"sourceLabels": ["engine"], "regex": ".+", "action": "drop"}]
+    (secure,) = find("ServiceMonitor", GATEWAY, "mtls")["spec"]["endpoints"]
+    assert "metricRelabelings" not in secure
 
 
 def test_inference_pool():

@@ -85,7 +85,10 @@
 {{- if $gateway.http.enabled }}
 - --http=0.0.0.0:8000
 {{- end }}
+{{- /* Schedulers tell their metrics themselves, but an endpoint picker asks the endpoints. */}}
+{{- if not .Values.inferenceGateway.pool.enabled }}
 - --no-engine-metrics
+{{- end }}
 {{- if .Values.tls.enabled }}
 - --tls-cert=/etc/pagewire/tls/tls.crt
 - --tls-key=/etc/pagewire/tls/tls.key

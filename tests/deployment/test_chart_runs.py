@@ -16,6 +16,7 @@ from tests.fakes.chart import container, find
 from tests.fakes.free_port import free_port
 from tests.fakes.patience import PATIENCE_S, wait_until
 
+SETTINGS = ("worker.tensorParallelSize=2", "worker.cpuMemoryGib=0.25")
 POD_PORTS = {
     "gateway": {50051: 0, 8000: 1, 8086: 2},
     "scheduler": {5555: 3, 8086: 4, 9400: 5},
@@ -38,8 +39,8 @@ class Pods:
             "tcp://llm-pagewire-scheduler.serving.svc.cluster.local:5555": f"tcp://127.0.0.1:{self._first_port + 3}",
         }
         self._pods = {
-            "gateway": find("Deployment", "gateway", "cpu-demo")["spec"]["template"],
-            "scheduler": find("StatefulSet", "engine", "cpu-demo")["spec"]["template"],
+            "gateway": find("Deployment", "gateway", "cpu-demo", *SETTINGS)["spec"]["template"],
+            "scheduler": find("StatefulSet", "engine", "cpu-demo", *SETTINGS)["spec"]["template"],
         }
         self._pods["worker"] = self._pods["scheduler"]
         self._processes = {name: self._start(name) for name in self._pods}

@@ -3,8 +3,11 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.fakes.patience import PATIENCE_S
 
@@ -55,14 +58,16 @@ class Install:
         (root / "bin" / "python").chmod(0o755)
         self.environment = root / "opt" / "pagewire"
 
-    def run(self, stage: Stage, *left_out: str) -> None:
-        """Do what the stage's COPY and RUN lines say, but for RUN lines that have one of these texts in them."""
+    def run(self, stage: Stage, instead: Mapping[str, Callable[[], None]] = MappingProxyType({})) -> None:
+        """Do what the stage's COPY and RUN lines say; for a RUN line with one of these texts in it, do this instead."""
         arguments = dict(rest.partition("=")[::2] for rest in stage.of("ARG"))
         for word, rest in stage.instructions:
             if word == "COPY" and not rest.startswith("--from"):
                 self._copy(rest.split())
-            elif word == "RUN" and not any(text in rest for text in ("apt-get", *left_out)):
-                self._run(rest, arguments)
+            elif word == "RUN" and "apt-get" not in rest:
+                replaced = [do for text, do in instead.items() if text in rest]
+                for do in replaced or [partial(self._run, rest, arguments)]:
+                    do()
 
     def _copy(self, paths: list[str]) -> None:
         *sources, target = paths

@@ -16,7 +16,7 @@ from tests.fakes.chart import container, find
 from tests.fakes.free_port import free_port
 from tests.fakes.patience import PATIENCE_S, wait_until
 
-SETTINGS = ("worker.tensorParallelSize=2", "worker.cpuMemoryGib=0.25")
+SETTINGS = ("worker.tensorParallelSize=2", "worker.cpuMemoryGib=0.25", "worker.gpuMemoryUtilization=0.85")
 POD_PORTS = {
     "gateway": {50051: 0, 8000: 1, 8086: 2},
     "scheduler": {5555: 3, 8086: 4, 9400: 5},

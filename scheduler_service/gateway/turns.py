@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 # What a stream takes depends on how much has pooled: a tenth of a millisecond and more.
-_LONG_TURN_S, _SHORT_TURN_S = 0.004, 0.002
+_LONG_TURN_S, _SHORT_TURN_S = 0.0005, 0.00025
 _MOST = 64
 
 

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from pagewire.ipc.exposition import render, to_metrics
 from pagewire.ipc.metrics import Family, MetricKind, Sample, counter, gauge
 from pagewire.ipc.supervision import ProcessReport, ProcessState
+from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.service_state import ServiceState
@@ -26,28 +27,19 @@ class GatewayMetrics:
 
     Args:
         registry: has what is counted already, and gets the rest.
-        scheduler: tells of the engine.
-        calls: open calls.
-        state: of the service, with the supervisor's reports.
-        model_name: what requests call the model.
+        gateway: what there is to tell of.
         with_engine: whether the engine's part is told too.
     """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        scheduler: SchedulerClient,
-        calls: OpenCalls,
-        state: ServiceState,
-        model_name: str,
-        *,
-        with_engine: bool,
-    ) -> None:
-        self._scheduler = scheduler
+    def __init__(self, registry: CollectorRegistry, gateway: Gateway, *, with_engine: bool) -> None:
+        self._scheduler = gateway.scheduler
         self._with_engine = with_engine
         self._registry = registry
         self._registry.register(
-            _State(lambda: [*_of_gateway(scheduler, calls), *_of_service(state)], {"model_name": model_name})
+            _State(
+                lambda: [*_of_gateway(gateway.scheduler, gateway.calls), *_of_service(gateway.state)],
+                {"model_name": gateway.model.name},
+            )
         )
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)

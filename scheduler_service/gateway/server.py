@@ -140,14 +140,7 @@ def _make_gateway(
 
 
 def _http_routes(config: GatewayConfig, gateway: Gateway, registry: CollectorRegistry) -> list[Route]:
-    metrics = GatewayMetrics(
-        registry,
-        gateway.scheduler,
-        gateway.calls,
-        gateway.state,
-        gateway.model.name,
-        with_engine=config.engine_metrics,
-    )
+    metrics = GatewayMetrics(registry, gateway, with_engine=config.engine_metrics)
     openai = OpenAiApi(gateway, BodyReader(config.connections.max_message_bytes))
     return [*health_routes(gateway.state), *metrics_routes(metrics), *openai.routes()]
 

@@ -37,6 +37,11 @@ def wait_for_child(service: LocalService, name: str, not_pid: int | None = None)
     raise AssertionError(f"no process {name!r} came back")
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has in use."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
 def left_of(processes: Iterable[psutil.Process], limit_s: float = PATIENCE_S) -> list[psutil.Process]:
     """Those that still run when time is up. A zombie has ended, though nobody may have heard of its end yet."""
     deadline_s = time.monotonic() + limit_s

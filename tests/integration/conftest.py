@@ -1,6 +1,7 @@
 """A gateway between a real gRPC stub and a scheduler that the test plays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -34,3 +35,13 @@ def stub(gateway: GatewayProcess, scheduler: FakeScheduler) -> Any:
     assert scheduler.take_all() == []
     scheduler.accepts = True
     return gateway.stub()
+
+
+Beside = Callable[[Callable[[], Any]], "Future[Any]"]
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    """Runs a call of the client beside the test, which plays the scheduler."""
+    with ThreadPoolExecutor(4) as threads:
+        yield threads.submit

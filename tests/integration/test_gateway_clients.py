@@ -1,10 +1,8 @@
 """Does the gateway serve everybody when clients read slowly, never read, or leave?"""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from pagewire.ipc.requests import Abort, Submit
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.gateway_process import TIMEOUT_S, GatewayProcess, generate_request
+from tests.fakes.service_processes import resident_bytes
 from tests.fakes.tiny_model import byte_level_ids, write_tiny_model
 
 TEXT = "0123456789"
@@ -41,11 +40,6 @@ def start(gateway: GatewayProcess, scheduler: FakeScheduler, **stopping: Any) ->
     request = generate_request(stopping=stopping)
     call = stub.Generate(request, timeout=3 * TIMEOUT_S)
     return call, scheduler.take(Submit).stream_id
-
-
-def resident_bytes(pid: int) -> int:
-    num_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_gateway_serves(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:

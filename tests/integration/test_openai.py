@@ -2,8 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import httpx
@@ -51,13 +50,6 @@ def base_url(served: tuple[GatewayProcess, int], scheduler: FakeScheduler) -> st
 def client(base_url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=PATIENCE_S) as one:
         yield one
-
-
-@pytest.fixture
-def beside() -> Iterator[Callable[[Callable[[], Result]], "Future[Result]"]]:
-    """Runs a call of the client beside the test, which plays the scheduler."""
-    with ThreadPoolExecutor(4) as threads:
-        yield threads.submit  # type: ignore[misc]
 
 
 def answer(scheduler: FakeScheduler, submit: Submit, text: bytes, end: Ended | None = None) -> None:

@@ -1,8 +1,6 @@
 """Who may call OpenAI's API when a gateway asks for keys over TLS? With the official client."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import openai
@@ -14,18 +12,9 @@ from tests.fakes.certificates import Authority
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.openai_gateway import http_gateway
 from tests.fakes.patience import PATIENCE_S
+from tests.integration.conftest import Beside
 
 MODEL = "tiny"
-
-
-Beside = Callable[[Callable[[], Any]], "Future[Any]"]
-
-
-@pytest.fixture
-def beside() -> Iterator[Beside]:
-    """Runs a call of the client beside the test, which plays the scheduler."""
-    with ThreadPoolExecutor(1) as threads:
-        yield threads.submit
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.gateway_process import GatewayProcess
 from tests.fakes.openai_gateway import RawStream, http_gateway, post
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.service_processes import resident_bytes
 from tests.fakes.tiny_model import byte_level_ids
 
 COMPLETIONS = "/v1/completions"
@@ -93,11 +94,6 @@ def test_memory_does_not_grow_with_readers_that_never_read(
         stream.response.close()
         stream.connection.close()
     assert take_aborts(scheduler, len(streams)) == {stream_id for _, stream_id in streams}
-
-
-def resident_bytes(pid: int) -> int:
-    num_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_crowd_of_slow_writers_keeps_nobody_out_for_long(

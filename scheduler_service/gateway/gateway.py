@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 

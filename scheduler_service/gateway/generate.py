@@ -11,12 +11,12 @@ from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.auth.caller import current_caller
 from scheduler_service.gateway.auth.quotas import Quotas
 from scheduler_service.gateway.conversion import to_generations
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import CallerGoneError
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader, describe_prompt
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.sent_tokens import SentTokens
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 from pagewire.ipc.exposition import render, to_metrics
 from pagewire.ipc.metrics import Family, MetricKind, Sample, counter, gauge
 from pagewire.ipc.supervision import ProcessReport, ProcessState
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.open_calls import OpenCalls
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.service_state import ServiceState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -17,6 +17,7 @@ from scheduler_service.gateway.auth.keyring import Keyring
 from scheduler_service.gateway.call_counter import CallCounter
 from scheduler_service.gateway.call_observer import CallObserver
 from scheduler_service.gateway.config import GatewayConfig
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.gateway import Gateway, further_services
 from scheduler_service.gateway.generate import Generator, StartSpan
@@ -33,7 +34,6 @@ from scheduler_service.gateway.metrics import GatewayMetrics
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.openai.routes import OpenAiApi
 from scheduler_service.gateway.prompts import PromptReader
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 from scheduler_service.gateway.service_state import ServiceState
 from scheduler_service.gateway.supervision import follow_reports, show_progress

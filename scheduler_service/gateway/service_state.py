@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pagewire.ipc.requests import EngineState
 from pagewire.ipc.supervision import ProcessReport, ProcessState, ServiceReport
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.open_calls import OpenCalls
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 
 _SERVING = (ProcessState.IDLE, ProcessState.BUSY)
 _LOST = (ProcessState.DEAD, ProcessState.HUNG)

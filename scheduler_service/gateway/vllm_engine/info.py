@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from smg_grpc_proto.generated import vllm_engine_pb2
 
-from scheduler_service.gateway.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.served_model import ServedModel
 
 _SERVER_TYPE = "vllm-grpc"

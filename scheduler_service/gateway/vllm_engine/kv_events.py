@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from smg_grpc_proto.generated import common_pb2
 
 from pagewire.ipc.cache_events import BlockRemoved, BlockStored, CacheCleared, CacheEvent
-from scheduler_service.gateway.cache_watch import CacheNews
+from scheduler_service.gateway.engines.cache_watch import CacheNews
 
 _MAX_BLOCKS_PER_BATCH = 1024
 # Of batches: a caller may name any as its last one.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, Rejected, RejectReason, Sampling, Submit
-from scheduler_service.gateway import scheduler_client
+from scheduler_service.gateway.engines import scheduler_client
+from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
 from scheduler_service.gateway.exceptions import EngineOverloadedError, EngineUnavailableError, GatewayDrainingError
 from scheduler_service.gateway.generation import Generation, int32_array
-from scheduler_service.gateway.scheduler_client import SchedulerClient
 from scheduler_service.gateway.stream import Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pagewire.ipc.cache_events import BlockRemoved, CacheEvent, CacheEvents, CacheFlushed, FlushCache, WatchCache
-from scheduler_service.gateway.cache_watch import CacheNews, CacheSubscription, CacheWatch
+from scheduler_service.gateway.engines.cache_watch import CacheNews, CacheSubscription, CacheWatch
 from scheduler_service.gateway.exceptions import EngineUnavailableError, GatewayDrainingError
 
 MAX_EVENTS = 4

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pagewire.ipc.requests import Ended, EndReason
-from scheduler_service.gateway import recovery
+from scheduler_service.gateway.engines import recovery
+from scheduler_service.gateway.engines.recovery import WaitingStreams
 from scheduler_service.gateway.exceptions import DeadlinePassedError, EngineUnavailableError
 from scheduler_service.gateway.generation import int32_array
-from scheduler_service.gateway.recovery import WaitingStreams
 from tests.fakes.tiny_model import byte_level_ids
 from tests.unit.gateway.test_stream import feed, stream_of, take
 

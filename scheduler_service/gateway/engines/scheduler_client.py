@@ -33,9 +33,11 @@ from pagewire.ipc.requests import (
     SchedulerMessage,
     StepTokens,
 )
-from scheduler_service.gateway.cache_watch import CacheWatch
 from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
-from scheduler_service.gateway.engine_metrics import EngineMetrics
+from scheduler_service.gateway.engines.cache_watch import CacheWatch
+from scheduler_service.gateway.engines.engine_metrics import EngineMetrics
+from scheduler_service.gateway.engines.recovery import RecoveryCounts, WaitingStreams
+from scheduler_service.gateway.engines.scheduler_socket import SchedulerSocket
 from scheduler_service.gateway.exceptions import (
     EngineOverloadedError,
     EngineUnavailableError,
@@ -44,8 +46,6 @@ from scheduler_service.gateway.exceptions import (
     RequestError,
 )
 from scheduler_service.gateway.generation import Generation
-from scheduler_service.gateway.recovery import RecoveryCounts, WaitingStreams
-from scheduler_service.gateway.scheduler_socket import SchedulerSocket
 from scheduler_service.gateway.stream import Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from pagewire.ipc.requests import GetMetrics, MetricValues
-from scheduler_service.gateway.engine_metrics import EngineMetrics
+from scheduler_service.gateway.engines.engine_metrics import EngineMetrics
 from tests.fakes.patience import PATIENCE_S
 
 AT_ONCE_S = 0.01

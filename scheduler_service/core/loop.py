@@ -24,6 +24,8 @@ from pagewire.ipc.requests import (
     Hello,
     Limits,
     Load,
+    Locate,
+    Located,
     MetricValues,
     Rejected,
     RejectReason,
@@ -185,6 +187,9 @@ class SchedulerLoop:
             for stream_id in message.stream_ids:
                 outcome = Outcome.STOP if stream_id in message.complete_ids else Outcome.CANCELLED
                 self._scheduler.abort(gateway, stream_id, outcome)
+        elif isinstance(message, Locate):
+            is_here = self._scheduler is not None and self._scheduler.knows(message.request_id)
+            self._gateways.send(gateway, Located(message.number, is_here))
         elif isinstance(message, WatchCache | FlushCache) and self._scheduler is not None:
             self._handle_cache_request(self._scheduler, gateway, message)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # In flight at so many deaths without getting past the place: run alone from then on.
 _SUSPECT_FROM = 2
+# And so many while it ran alone, the last time: it is not run again.
+_CONDEMNED_FROM = 3
 # Requests of which a death is remembered; the oldest that are over are forgotten.
 _MAX_RECORDS = 1024
 
@@ -31,7 +33,8 @@ class Quarantine:
     one restart for every halving that holds it.) An innocent suspect is cleared by the first result that reaches as far
     as it was, and somebody who kills workers at random condemns nobody who makes progress.
 
-    What is held against a request outlives its sequence: resumed elsewhere, it does not start from nothing.
+    What is held against a request outlives its sequence, and its gateway tells other engines of it (`note_told`):
+    resumed elsewhere, it does not start from nothing.
     """
 
     def __init__(self) -> None:
@@ -56,6 +59,16 @@ class Quarantine:
     def is_suspect(self, request_id: str) -> bool:
         """Whether the request may only run alone."""
         return request_id in self._suspects
+
+    def note_told(self, request_id: str, num_deaths: int, reach: int) -> None:
+        """Workers of other engines died under the request; once it gets as far as this, that is forgotten."""
+        record = self._records.setdefault(request_id, _Record(0, 0, is_condemned=False))
+        record.num_deaths = max(record.num_deaths, num_deaths)
+        record.reach = max(record.reach, reach)
+        record.is_condemned |= num_deaths >= _CONDEMNED_FROM
+        if record.num_deaths >= _SUSPECT_FROM:
+            self._suspects.add(request_id)
+        self._forget_oldest()
 
     def admit(self, request_id: str) -> bool:
         """The request has a sequence, or one more, now. False: it was condemned before."""

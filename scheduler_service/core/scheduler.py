@@ -75,6 +75,8 @@ class Scheduler:
         self._by_request_id[submit.request_id] = sequence
         self._outputs.add_accepted(gateway, submit.stream_id)
         self._waiting.backlog.enter(sequence.num_given_tokens, sequence.tenant)
+        if submit.num_deaths:
+            self._waiting.note_told(submit.request_id, submit.num_deaths, sequence.num_given_tokens)
         self._waiting.push(sequence)
         if not self._waiting.quarantine.admit(sequence.request_id):
             self._fail(sequence, _CONDEMNED)
@@ -147,6 +149,10 @@ class Scheduler:
         sequence = self._orphans.find(submit.request_id) or self._by_request_id.get(submit.request_id)
         num_received = len(submit.token_ids) // 4, submit.num_known_prompt_logprobs
         return sequence if sequence is not None and sequence.knows_from(*num_received) else None
+
+    def knows(self, request_id: str) -> bool:
+        """Whether this request has a sequence, be it an orphan that is complete."""
+        return request_id in self._by_request_id or self._orphans.find(request_id) is not None
 
     def attach(self, sequence: Sequence, gateway: bytes, submit: Submit) -> None:
         """Go on with a sequence in another stream, which is told what its caller lacks; the old one is replaced."""

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = GatewayConfig(
             model=flags.model,
             model_name=flags.model_name,
-            scheduler_address=flags.scheduler_address,
+            scheduler_addresses=tuple(flags.scheduler_address),
             listen=tuple(flags.listen),
             private_listen=tuple(flags.private_listen),
             health_listen=flags.health_listen,
@@ -104,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="GGUF file, or directory with tokenizer.json")
     add("--model-name", required=True, help="name that requests use")
-    add("--scheduler-address", required=True, help="ZeroMQ address of the scheduler's request socket")
+    add(
+        "--scheduler-address",
+        required=True,
+        action="append",
+        help="ZeroMQ address of a scheduler's request socket; may be repeated",
+    )
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--private-listen", action="append", default=[], metavar="unix:/path", help="the same without TLS and keys")
     add("--health-listen", metavar="ADDRESS", help="serve grpc.health.v1 alone here, in plaintext and without keys")

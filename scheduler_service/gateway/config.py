@@ -49,7 +49,7 @@ class GatewayConfig:
     """Settings of one gateway process.
 
     `model` is a GGUF file or a model directory; `model_name` what requests call it. `listen` are gRPC addresses
-    ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_address` a ZeroMQ one. `tls` holds for the
+    ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_addresses` ZeroMQ ones. `tls` holds for the
     "host:port" ones, `api_keys` (a key file) for all. `private_listen` are unix sockets that only this user can reach,
     and ask for neither; at `health_listen` everybody gets grpc.health.v1, and nothing else. `drain_timeout_s` is how
     long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs
@@ -60,7 +60,7 @@ class GatewayConfig:
 
     model: Path
     model_name: str
-    scheduler_address: str
+    scheduler_addresses: tuple[str, ...]
     listen: tuple[str, ...] = ()
     private_listen: tuple[str, ...] = ()
     health_listen: str | None = None

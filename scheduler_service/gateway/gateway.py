@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.generate import Generator
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.prompts import PromptReader
@@ -29,7 +29,7 @@ class Gateway:
     Attributes:
         model: the model that requests may name.
         generator: answers requests.
-        scheduler: for what it says of the engine.
+        engines: run the requests.
         prompts: tokenizes prompts.
         calls: told of every call that does work.
         state: of the service.
@@ -38,7 +38,7 @@ class Gateway:
 
     model: ServedModel
     generator: Generator
-    scheduler: SchedulerClient
+    engines: EnginePool
     prompts: PromptReader
     calls: OpenCalls
     state: ServiceState
@@ -47,7 +47,7 @@ class Gateway:
     @property
     def max_model_len(self) -> int:
         """The engine's limit; what the model's files say before the engine has told."""
-        limits = self.scheduler.status.limits
+        limits = self.engines.status.limits
         return limits.max_model_len if limits is not None else self.model.max_model_len
 
 

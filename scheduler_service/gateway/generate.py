@@ -11,7 +11,7 @@ from pagewire.v1 import generate_pb2
 from scheduler_service.gateway.auth.caller import current_caller
 from scheduler_service.gateway.auth.quotas import Quotas
 from scheduler_service.gateway.conversion import to_generations
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.handlers import CallerGoneError
 from scheduler_service.gateway.logprobs import to_protos
@@ -40,7 +40,7 @@ class Generator:
 
     Args:
         model: the model that requests may name.
-        scheduler: runs generations.
+        engines: run generations.
         prompts: tokenizes prompts.
         calls: told of every call.
         state: of the service.
@@ -51,7 +51,7 @@ class Generator:
     def __init__(
         self,
         model: ServedModel,
-        scheduler: SchedulerClient,
+        engines: EnginePool,
         prompts: PromptReader,
         calls: OpenCalls,
         state: ServiceState,
@@ -60,7 +60,7 @@ class Generator:
         logs_prompts: bool = False,
     ) -> None:
         self._model = model
-        self._scheduler = scheduler
+        self._engines = engines
         self._prompts = prompts
         self._calls = calls
         self._state = state
@@ -115,8 +115,8 @@ class Generator:
         started_s = time.monotonic()
         if request.HasField("resume"):
             # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
-            await self._scheduler.wait_for_engine()
-        model, limits = self._scheduler.ready_engine()
+            await self._engines.wait_for_engine()
+        model, limits = self._engines.ready_engine()
         generations = await to_generations(
             request,
             prompts=self._prompts,
@@ -134,7 +134,7 @@ class Generator:
         streams: list[Stream] = []
         outcome = "failed"
         try:
-            streams += map(self._scheduler.open, generations)
+            streams += map(self._engines.open, generations)
             for stream in streams:
                 await stream.accepted()
             await write(_accepted(generations[0], self._model.name))
@@ -152,7 +152,7 @@ class Generator:
             raise
         finally:
             for stream in streams:
-                self._scheduler.close(stream)
+                self._engines.close(stream)
             logger.info(
                 "generate ended request_id=%s tenant=%s outcome=%s num_prompt_tokens=%d "
                 "num_output_tokens=%d seconds=%.3f",

@@ -58,6 +58,7 @@ class Generation:
         resumes: bool,
         was_accepted: bool,
         num_prompt_logprobs: int = 0,
+        num_deaths: int = 0,
     ) -> Submit:
         """The message that makes the scheduler run this request, after the output tokens that are there already.
 
@@ -67,6 +68,7 @@ class Generation:
             resumes: go on with the request's sequence if it still lives.
             was_accepted: a scheduler took it.
             num_prompt_logprobs: so many of the prompt's are there already.
+            num_deaths: workers that died while they ran it, without progress since.
         """
         return Submit(
             stream_id=stream_id,
@@ -86,4 +88,5 @@ class Generation:
             num_known_prompt_logprobs=num_prompt_logprobs,
             tenant=self.tenant,
             trace_context=self.trace_context,
+            num_deaths=num_deaths,
         )

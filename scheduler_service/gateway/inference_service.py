@@ -101,13 +101,13 @@ class InferenceService:
         self, _request: inference_pb2.GetServerInfoRequest, _context: handlers.Context
     ) -> inference_pb2.GetServerInfoResponse:
         """Describe the processes behind this server."""
-        scheduler, status = self._gateway.scheduler, self._gateway.scheduler.status
+        engines, status = self._gateway.engines, self._gateway.engines.status
         found, report = self._gateway.state.find(), self._gateway.state.report
         engine_state, stage = self._gateway.state.engine_state()
         return inference_pb2.GetServerInfoResponse(
             version=self._gateway.version,
-            gateway_incarnation=scheduler.incarnation.hex(),
-            scheduler_incarnation=(scheduler.scheduler_incarnation or b"").hex(),
+            gateway_incarnation=engines.incarnation.hex(),
+            scheduler_incarnation=",".join(incarnation.hex() for incarnation in engines.scheduler_incarnations),
             engine_state=_ENGINE_STATES[engine_state],
             limits=self._server_limits(),
             load=inference_pb2.ServerLoad(
@@ -124,7 +124,7 @@ class InferenceService:
 
     def _server_limits(self) -> inference_pb2.ServerLimits:
         limits = inference_pb2.ServerLimits(max_message_bytes=self._max_message_bytes)
-        engine = self._gateway.scheduler.status.limits
+        engine = self._gateway.engines.status.limits
         if engine is not None:
             limits.max_model_len = engine.max_model_len
             limits.max_num_seqs = engine.max_num_seqs
@@ -135,7 +135,7 @@ class InferenceService:
 
     @property
     def _vocab_size(self) -> int:
-        model = self._gateway.scheduler.status.model
+        model = self._gateway.engines.status.model
         return model.vocab_size if model is not None else self._gateway.model.tokenizer.vocab_size
 
 

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from pagewire.ipc.exposition import render, to_metrics
 from pagewire.ipc.metrics import Family, MetricKind, Sample, counter, gauge
 from pagewire.ipc.supervision import ProcessReport, ProcessState
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.open_calls import OpenCalls
 from scheduler_service.gateway.service_state import ServiceState
@@ -32,12 +32,12 @@ class GatewayMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, gateway: Gateway, *, with_engine: bool) -> None:
-        self._scheduler = gateway.scheduler
+        self._engines = gateway.engines
         self._with_engine = with_engine
         self._registry = registry
         self._registry.register(
             _State(
-                lambda: [*_of_gateway(gateway.scheduler, gateway.calls), *_of_service(gateway.state)],
+                lambda: [*_of_gateway(gateway.engines, gateway.calls), *_of_service(gateway.state)],
                 {"model_name": gateway.model.name},
             )
         )
@@ -46,9 +46,8 @@ class GatewayMetrics:
 
     async def render(self) -> bytes:
         """The values now, as text. The engine's are missing while it does not answer."""
-        engine = await self._scheduler.engine_metrics.ask(_ENGINE_TIMEOUT_S) if self._with_engine else None
-        own = generate_latest(self._registry)
-        return own if engine is None else own + render(engine.families, engine.labels)
+        answers = await self._engines.metrics(_ENGINE_TIMEOUT_S) if self._with_engine else []
+        return generate_latest(self._registry) + render((answer.families, answer.labels) for answer in answers)
 
 
 class _State(Collector):
@@ -62,17 +61,18 @@ class _State(Collector):
         return to_metrics(self._families_now(), self._labels)
 
 
-def _of_gateway(scheduler: SchedulerClient, calls: OpenCalls) -> list[Family]:
-    counts = scheduler.counts
+def _of_gateway(engines: EnginePool, calls: OpenCalls) -> list[Family]:
+    counts = engines.counts
+    num_connected = len(engines.scheduler_incarnations)
     return [
         gauge("pagewire:open_calls", "Calls that are being answered.", calls.num_open),
         gauge(
             "pagewire:open_streams",
             "Sequences that run for this gateway, or wait for an engine.",
-            scheduler.num_streams,
+            engines.num_streams,
         ),
-        gauge("pagewire:streams_without_scheduler", "Those that wait for an engine.", scheduler.num_waiting_streams),
-        gauge("pagewire:scheduler_connected", "1 while the scheduler is known.", _is(scheduler.scheduler_incarnation)),
+        gauge("pagewire:streams_without_scheduler", "Those that wait for an engine.", engines.num_waiting_streams),
+        gauge("pagewire:scheduler_connected", "Schedulers that are connected.", num_connected),
         counter("pagewire:scheduler_losses", "Times that the scheduler was lost.", counts.num_losses),
         counter("pagewire:streams_recovered", "Streams given to a scheduler again.", counts.num_recovered),
         counter("pagewire:frames_dropped", "Frames of the scheduler that were dropped.", counts.num_dropped),
@@ -127,7 +127,3 @@ def _steps(process: ProcessReport) -> float | None:
 
 def _step_age_s(process: ProcessReport) -> float | None:
     return process.step_age_s
-
-
-def _is(thing: object) -> float:
-    return float(thing is not None)

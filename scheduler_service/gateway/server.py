@@ -17,7 +17,9 @@ from scheduler_service.gateway.auth.keyring import Keyring
 from scheduler_service.gateway.call_counter import CallCounter
 from scheduler_service.gateway.call_observer import CallObserver
 from scheduler_service.gateway.config import GatewayConfig
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.chooser import Chooser
+from scheduler_service.gateway.engines.engine_socket import Connector
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.gateway import Gateway, further_services
 from scheduler_service.gateway.generate import Generator, StartSpan
@@ -79,7 +81,7 @@ async def serve(
     health = HealthReporter(servers.for_health)
     with ThreadPoolExecutor(config.num_tokenizer_threads, thread_name_prefix="tokenizer") as executor:
         gateway = _make_gateway(config, model, health, executor, tracer)
-        heart.incarnation = gateway.scheduler.incarnation.hex()
+        heart.incarnation = gateway.engines.incarnation.hex()
         service = InferenceService(gateway, config.connections.max_message_bytes)
         further = dict(further_services(gateway))
         servers.add(service.grpc_handler(), *further.values())
@@ -103,7 +105,7 @@ async def serve(
         gateway.calls.close()
         health.stop()
         await _drain(gateway.calls, drain_timeout_s)
-        gateway.scheduler.shut_down()
+        gateway.engines.shut_down()
         stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
         await asyncio.gather(*stops)
         for task in tasks:
@@ -124,19 +126,19 @@ def _make_gateway(
 ) -> Gateway:
     version = importlib.metadata.version("pagewire")
     calls = OpenCalls()
-    scheduler = SchedulerClient(
-        config.scheduler_address,
-        version,
+    engines = EnginePool(
+        config.scheduler_addresses,
+        Connector(version, config.curve_keys),
         model.tokenizer,
         on_state_change=lambda: health.set_serving(state.find().is_serving),
+        chooser=Chooser(),
         recovery_timeout_s=config.recovery_timeout_s,
-        curve_keys=config.curve_keys,
     )
-    state = ServiceState(scheduler, calls)
+    state = ServiceState(engines, calls)
     prompts = PromptReader(model, executor, trusts_request_templates=config.trust_request_chat_template)
     start_span = _span_starter(tracer, model.name)
-    generator = Generator(model, scheduler, prompts, calls, state, start_span, logs_prompts=config.log_prompts)
-    return Gateway(model, generator, scheduler, prompts, calls, state, version)
+    generator = Generator(model, engines, prompts, calls, state, start_span, logs_prompts=config.log_prompts)
+    return Gateway(model, generator, engines, prompts, calls, state, version)
 
 
 def _http_routes(config: GatewayConfig, gateway: Gateway, registry: CollectorRegistry) -> list[Route]:
@@ -150,7 +152,7 @@ def _take_report(gateway: Gateway, health: HealthReporter, report: ServiceReport
     gateway.state.report = report
     health.set_serving(gateway.state.find().is_serving)
     if gateway.state.given_up:
-        gateway.scheduler.end_streams(EngineUnavailableError(f"the engine is unavailable: {gateway.state.given_up}"))
+        gateway.engines.end_streams(EngineUnavailableError(f"the engine is unavailable: {gateway.state.given_up}"))
 
 
 def _span_starter(tracer: "Tracer | None", model_name: str) -> StartSpan | None:

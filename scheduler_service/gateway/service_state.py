@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pagewire.ipc.requests import EngineState
 from pagewire.ipc.supervision import ProcessReport, ProcessState, ServiceReport
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.exceptions import EngineUnavailableError
 from scheduler_service.gateway.open_calls import OpenCalls
 
@@ -32,9 +32,9 @@ class Finding:
 class ServiceState:
     """Puts together what is known. `report` is the supervisor's last word, None without one."""
 
-    def __init__(self, scheduler: SchedulerClient, calls: OpenCalls) -> None:
+    def __init__(self, engines: EnginePool, calls: OpenCalls) -> None:
         self.report: ServiceReport | None = None
-        self._scheduler = scheduler
+        self._engines = engines
         self._calls = calls
 
     def find(self) -> Finding:
@@ -49,9 +49,9 @@ class ServiceState:
         if process is not None:
             reason = f"{process.name} is {process.state}{f': {process.detail}' if process.detail else ''}"
             return Finding(process.state, reason)
-        status = self._scheduler.status
+        status = self._engines.status
         if status.state is EngineState.UNAVAILABLE:
-            return Finding(ProcessState.HUNG if self._scheduler.is_silent else ProcessState.DEAD, status.detail)
+            return Finding(ProcessState.HUNG if self._engines.is_silent else ProcessState.DEAD, status.detail)
         if status.state is EngineState.STARTING:
             return Finding(ProcessState.STARTING, status.stage or "the engine is starting")
         is_busy = self._calls.num_open or status.load.num_running or status.load.num_waiting
@@ -66,7 +66,7 @@ class ServiceState:
         """What the engine can do, and with which stage it is busy while it starts, or starts again."""
         if self.given_up:
             return EngineState.UNAVAILABLE, ""
-        status, process = self._scheduler.status, self._hindrance()
+        status, process = self._engines.status, self._hindrance()
         if status.state is EngineState.READY and process is not None:
             return EngineState.STARTING, f"restarting {process.name}"
         return status.state, status.stage

@@ -59,13 +59,14 @@ class Stream:
                 0          num_given   num_output_tokens     len(token_ids)
 
     Args:
-        stream_id: names the stream between this gateway and the scheduler that runs it now.
         generation: the request. Tokens that its caller has already are not given out again; what follows them is.
         tokenizer: turns tokens into text.
+    Attributes:
+        stream_id: names the stream between this gateway and the scheduler that runs it now; 0: none has.
     """
 
-    def __init__(self, stream_id: int, generation: Generation, tokenizer: Tokenizer) -> None:
-        self.stream_id = stream_id
+    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+        self.stream_id = 0
         self.generation = generation
         self.num_output_tokens = 0
         needs_text = generation.sends_text or bool(generation.stop_texts)
@@ -77,6 +78,9 @@ class Stream:
         self._record_bytes = 0 if num_logprobs is None else logprob_record_bytes(num_logprobs)
         self._prompt_logprobs = PromptLogprobs(generation)
         self._num_cached_tokens: int | None = None
+        self._has_started = False
+        self._num_submitted = 0
+        self._num_deaths = 0
         self._decoded_text: list[str] = []
         self._ended: Ended | None = None
         self._finish: Finish | None = None
@@ -94,6 +98,7 @@ class Stream:
 
     def start(self, num_cached_tokens: int) -> None:
         """The sequence runs. What a later run finds in the prefix cache is no news for the caller."""
+        self._has_started = True
         if self._num_cached_tokens is None:
             self._num_cached_tokens = num_cached_tokens
 
@@ -140,6 +145,22 @@ class Stream:
         return self._finish is not None
 
     @property
+    def is_accepted(self) -> bool:
+        """Whether some scheduler has taken the request, so that its caller may count on it."""
+        return self._is_accepted
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the scheduler that has it has begun with it."""
+        return self._has_started or len(self._token_ids) > self._num_submitted
+
+    def note_death(self) -> None:
+        """A worker died, maybe of this request, if it was running it."""
+        if len(self._token_ids) > self._num_submitted:
+            self._num_deaths = 0
+        self._num_deaths += self.is_running
+
+    @property
     def deadline_s(self) -> float | None:
         """When the caller wants no more, in Unix time."""
         return self.generation.deadline_s
@@ -147,12 +168,14 @@ class Stream:
     def to_submit(self) -> Submit:
         """The message that makes a scheduler run what is left of this request."""
         resumes = self.generation.is_resumed and not self._is_accepted
+        self._has_started, self._num_submitted = False, len(self._token_ids)
         return self.generation.to_submit(
             self.stream_id,
             self._token_ids,
             resumes=resumes,
             was_accepted=self._is_accepted,
             num_prompt_logprobs=self._prompt_logprobs.num_known,
+            num_deaths=self._num_deaths,
         )
 
     # ---- what the caller gets -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ LABELS = {"model_name": 'a "model"\\ of\nmine', "engine": "0"}
 
 def parsed(*families: Family) -> dict[str, dict[tuple[str, ...], float]]:
     """Values by sample name and the values of its own labels; every sample has the common ones."""
-    text = render(families, LABELS).decode()
+    text = render([(families, LABELS)]).decode()
     values: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -26,10 +26,16 @@ def to_metrics(families: Iterable[Family], labels: Mapping[str, str]) -> Iterato
         yield metric
 
 
-def render(families: Iterable[Family], labels: Mapping[str, str]) -> bytes:
-    """The families as text."""
+def render(parts: Iterable[tuple[Iterable[Family], Mapping[str, str]]]) -> bytes:
+    """Families of several origins, each with its labels, as one text."""
+    metrics: dict[str, Metric] = {}
+    for families, labels in parts:
+        for metric in to_metrics(families, labels):
+            metrics.setdefault(metric.name, metric)
+            if metrics[metric.name] is not metric:
+                metrics[metric.name].samples += metric.samples
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Fixed(list(to_metrics(families, labels))))
+    registry.register(_Fixed(list(metrics.values())))
     return generate_latest(registry)
 
 

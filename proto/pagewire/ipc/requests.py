@@ -2,8 +2,8 @@
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
 greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
-when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics` with `MetricValues`.
-Messages about the prefix cache are in cache_events.
+when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics` with `MetricValues` and
+`Locate` with `Located`. Messages about the prefix cache are in cache_events.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 
@@ -85,7 +85,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     caller's word that the request was accepted before. `was_accepted`: the gateway knows that it was, by this scheduler
     or another, and it is not refused for want of room. `num_known_prompt_logprobs`: the caller has the first so many
     records of the prompt's tokens. `tenant`: whose request it is; those who wait are served fairly. `trace_context`
-    names the span that this belongs to (W3C traceparent); empty: nobody traces it.
+    names the span that this belongs to (W3C traceparent); empty: nobody traces it. `num_deaths`: so many workers of
+    other engines died while they ran it, and it has not got further since.
     """
 
     stream_id: int
@@ -105,6 +106,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=2):
     num_known_prompt_logprobs: int = 0
     tenant: str = ""
     trace_context: str = ""
+    num_deaths: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=3):
@@ -127,15 +129,23 @@ class GetMetrics(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=5):
     number: int
 
 
-GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | WatchCache | FlushCache
+class Locate(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=6):
+    """Can this request, which its caller resumes, be gone on with here? The answer has the same number."""
+
+    number: int
+    request_id: str
+
+
+GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | Locate | WatchCache | FlushCache
 
 
 class EngineState(enum.IntEnum):
-    """Whether the engine can run requests."""
+    """Whether the engine can run requests. DRAINING: it finishes what it has, and takes no new ones."""
 
     STARTING = 1
     READY = 2
     UNAVAILABLE = 3
+    DRAINING = 4
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -254,4 +264,11 @@ class MetricValues(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     families: list[Family]
 
 
-SchedulerMessage = EngineStatus | Rejected | StepTokens | MetricValues | CacheEvents | CacheFlushed
+class Located(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=15):
+    """Whether the request has a sequence here."""
+
+    number: int
+    is_here: bool
+
+
+SchedulerMessage = EngineStatus | Rejected | StepTokens | MetricValues | Located | CacheEvents | CacheFlushed

@@ -1,4 +1,4 @@
-"""What is in the scheduler's prefix cache? Passes its events on to those who subscribe, and asks it to flush the cache.
+"""What is in one scheduler's prefix cache? Passes its events on to those who subscribe, and asks it to flush the cache.
 
 Each subscriber first gets a snapshot, then every event in order. One that reads too slowly loses what waits for it and
 gets another snapshot instead, once it reads again; so does everybody when the scheduler is replaced. While nobody
@@ -25,9 +25,15 @@ class CacheNews:
 
 
 class CacheSubscription:
-    """One subscriber's view. Give it back with `CacheWatch.unsubscribe`."""
+    """One subscriber's view. Give it back with `CacheWatch.unsubscribe`.
 
-    def __init__(self, ask: Callable[[], None], max_waiting_events: int) -> None:
+    Args:
+        ask: asks for a snapshot.
+        changed: set whenever `take` may have something else to say.
+        max_waiting_events: that may wait here.
+    """
+
+    def __init__(self, ask: Callable[[], None], changed: asyncio.Event, max_waiting_events: int) -> None:
         self._ask = ask
         self._max_events = max_waiting_events
         self._room = 0
@@ -35,25 +41,23 @@ class CacheSubscription:
         self._is_snapshot = False
         self._lacks_snapshot = True
         self._error: RequestError | None = None
-        self._changed = asyncio.Event()
+        self._changed = changed
 
-    async def next(self) -> CacheNews:
-        """Wait for news and take all of it.
+    def take(self) -> CacheNews | None:
+        """All news that is here.
 
         Raises:
-            RequestError: there will be none.
+            RequestError: there will be none any more.
         """
-        while True:
-            if self._error is not None:
-                raise self._error
-            if self._events or self._is_snapshot:
-                news = CacheNews(self._is_snapshot, self._events)
-                self._events, self._is_snapshot, self._room = [], False, self._max_events
-                return news
-            if self._lacks_snapshot:
-                self._ask()
-            self._changed.clear()
-            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+        if self._events or self._is_snapshot:
+            news = CacheNews(self._is_snapshot, self._events)
+            self._events, self._is_snapshot, self._room = [], False, self._max_events
+            return news
+        if self._lacks_snapshot:
+            self._ask()
+        return None
 
     def push(self, message: CacheEvents) -> None:
         """The scheduler told what is cached, or what changed."""
@@ -100,9 +104,9 @@ class CacheWatch:
         self._flushes: dict[int, asyncio.Future[int]] = {}
         self._num_flushes = 0
 
-    def subscribe(self) -> CacheSubscription:
-        """Begin to follow the cache."""
-        subscription = CacheSubscription(self._ask, self._max_events)
+    def subscribe(self, changed: asyncio.Event) -> CacheSubscription:
+        """Begin to follow the cache; `changed` is set whenever there is something to take."""
+        subscription = CacheSubscription(self._ask, changed, self._max_events)
         self._subscriptions.add(subscription)
         return subscription
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from smg_grpc_proto.generated import vllm_engine_pb2
 
-from scheduler_service.gateway.engines.scheduler_client import SchedulerClient
+from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.served_model import ServedModel
 
 _SERVER_TYPE = "vllm-grpc"
@@ -15,17 +15,17 @@ _TOKENIZER_PATH = "/dev/null"
 
 
 class EngineInfo:
-    """Describes one model and one scheduler.
+    """Describes one model and its engines.
 
     Args:
         model: what is served.
-        scheduler: for what it says of the engine.
+        engines: for what they say of themselves.
         version: of Pagewire.
     """
 
-    def __init__(self, model: ServedModel, scheduler: SchedulerClient, version: str) -> None:
+    def __init__(self, model: ServedModel, engines: EnginePool, version: str) -> None:
         self._model = model
-        self._scheduler = scheduler
+        self._engines = engines
         self._version = version
         self._started_s = time.monotonic()
         self.last_request_s = 0.0
@@ -33,7 +33,7 @@ class EngineInfo:
 
     def model_info(self) -> vllm_engine_pb2.GetModelInfoResponse:
         """The model."""
-        model, engine, limits = self._model, self._scheduler.status.model, self._scheduler.status.limits
+        model, engine, limits = self._model, self._engines.status.model, self._engines.status.limits
         max_model_len = limits.max_model_len if limits is not None else model.max_model_len
         return vllm_engine_pb2.GetModelInfoResponse(
             model_path=model.name,
@@ -52,7 +52,7 @@ class EngineInfo:
 
     def server_info(self) -> vllm_engine_pb2.GetServerInfoResponse:
         """The server."""
-        load, limits = self._scheduler.status.load, self._scheduler.status.limits
+        load, limits = self._engines.status.load, self._engines.status.limits
         return vllm_engine_pb2.GetServerInfoResponse(
             active_requests=load.num_running + load.num_waiting,
             last_receive_timestamp=self.last_request_s,
@@ -65,7 +65,7 @@ class EngineInfo:
 
     def loads(self) -> vllm_engine_pb2.GetLoadsResponse:
         """The scheduler's queues and blocks at its last report."""
-        load, limits = self._scheduler.status.load, self._scheduler.status.limits
+        load, limits = self._engines.status.load, self._engines.status.limits
         described = vllm_engine_pb2.SchedulerLoad(
             num_running_reqs=load.num_running,
             num_waiting_reqs=load.num_waiting,

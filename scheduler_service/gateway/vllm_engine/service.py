@@ -28,7 +28,7 @@ class VllmEngineService:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._open = OpenRequests()
-        self._info = EngineInfo(gateway.model, gateway.scheduler, gateway.version)
+        self._info = EngineInfo(gateway.model, gateway.engines, gateway.version)
         self._archive: asyncio.Task[bytes] | None = None
 
     def grpc_handler(self) -> grpc.GenericRpcHandler:
@@ -63,7 +63,7 @@ class VllmEngineService:
     async def _generate(
         self, request: vllm_engine_pb2.GenerateRequest, answer: Answer, context: handlers.Context
     ) -> None:
-        _, limits = self._gateway.scheduler.ready_engine()
+        _, limits = self._gateway.engines.ready_engine()
         converted = await to_generate_request(request, self._gateway.prompts, limits)
         if converted.output.HasField("prompt_logprobs"):
             answer.begin_prompt_logprobs(converted.token_ids.ids[0])
@@ -97,20 +97,20 @@ class VllmEngineService:
         # Callers wait for this, and there may be no event for long.
         await context.send_initial_metadata(())
         writer = KvEventWriter(request.start_sequence_number)
-        subscription = self._gateway.scheduler.cache.subscribe()
+        subscription = self._gateway.engines.cache.subscribe()
         try:
             while True:
                 for batch in writer.batches(await subscription.next()):
                     await context.write(batch)
         finally:
-            self._gateway.scheduler.cache.unsubscribe(subscription)
+            self._gateway.engines.cache.unsubscribe(subscription)
 
     async def flush_cache(
         self, _request: common_pb2.FlushCacheRequest, _context: handlers.Context
     ) -> common_pb2.FlushCacheResponse:
         """Share nothing any more that is cached now. Running requests keep what they hold, so none is waited for."""
-        self._gateway.scheduler.ready_engine()
-        num_blocks = await self._gateway.scheduler.cache.flush()
+        self._gateway.engines.ready_engine()
+        num_blocks = await self._gateway.engines.cache.flush()
         return common_pb2.FlushCacheResponse(success=True, message=f"{num_blocks} cached blocks were forgotten")
 
 

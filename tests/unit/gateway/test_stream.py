@@ -49,7 +49,7 @@ AT_EOS = Ended(1, EndReason.STOP, EOS_ID, 5, "")
 
 
 def stream_of(**changes: object) -> Stream:
-    return Stream(1, replace(PLAIN, **changes), TOKENIZER)  # type: ignore[arg-type]
+    return Stream(replace(PLAIN, **changes), TOKENIZER)  # type: ignore[arg-type]
 
 
 def feed(stream: Stream, token_ids: Iterable[int], ended: Ended | None = None) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pagewire.ipc.cache_events import BlockRemoved, CacheEvent, CacheEvents, CacheFlushed, FlushCache, WatchCache
-from scheduler_service.gateway.engines.cache_watch import CacheNews, CacheSubscription, CacheWatch
+from scheduler_service.gateway.engines.cache_watch import CacheNews, CacheWatch
 from scheduler_service.gateway.exceptions import EngineUnavailableError, GatewayDrainingError
 
 MAX_EVENTS = 4
@@ -34,16 +34,30 @@ class Scheduler:
         self.watch.take_events(CacheEvents(self.num_messages, snapshot, events(*numbers)))
 
 
-async def reading(subscription: CacheSubscription) -> "asyncio.Task[CacheNews]":
+class Reader:
+    """A subscriber that waits for its news."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.changed = asyncio.Event()
+        self.subscription = scheduler.watch.subscribe(self.changed)
+
+    async def next(self) -> CacheNews:
+        while (news := self.subscription.take()) is None:
+            self.changed.clear()
+            await self.changed.wait()
+        return news
+
+
+async def reading(subscription: Reader) -> "asyncio.Task[CacheNews]":
     """A reader that waits."""
     task = asyncio.create_task(subscription.next())
     await asyncio.sleep(0)
     return task
 
 
-async def begun(scheduler: Scheduler) -> CacheSubscription:
+async def begun(scheduler: Scheduler) -> Reader:
     """A subscription that has got its snapshot."""
-    subscription = scheduler.watch.subscribe()
+    subscription = Reader(scheduler)
     task = await reading(subscription)
     scheduler.tell(1, snapshot=True)
     assert await task == CacheNews(True, events(1))
@@ -54,7 +68,7 @@ async def begun(scheduler: Scheduler) -> CacheSubscription:
 def test_a_subscriber_gets_a_snapshot_then_every_event_together() -> None:
     async def run() -> None:
         scheduler = Scheduler()
-        subscription = scheduler.watch.subscribe()
+        subscription = Reader(scheduler)
         task = await reading(subscription)
         assert scheduler.asked == [WatchCache(wanted=True)]
         # These are from before the snapshot.
@@ -73,7 +87,7 @@ def test_the_snapshot_of_a_second_subscriber_is_no_news_to_the_first() -> None:
     async def run() -> None:
         scheduler = Scheduler()
         first = await begun(scheduler)
-        second = await reading(scheduler.watch.subscribe())
+        second = await reading(Reader(scheduler))
         assert scheduler.asked == [WatchCache(wanted=True)]
         scheduler.tell(1, 2, snapshot=True)
         scheduler.tell(3)
@@ -86,7 +100,7 @@ def test_the_snapshot_of_a_second_subscriber_is_no_news_to_the_first() -> None:
 def test_two_who_wait_ask_once() -> None:
     async def run() -> None:
         scheduler = Scheduler()
-        tasks = [await reading(scheduler.watch.subscribe()) for _ in range(2)]
+        tasks = [await reading(Reader(scheduler)) for _ in range(2)]
         assert scheduler.asked == [WatchCache(wanted=True)]
         scheduler.tell(snapshot=True)
         assert await asyncio.gather(*tasks) == [CacheNews(True, [])] * 2
@@ -135,7 +149,7 @@ def test_a_subscriber_who_comes_before_the_scheduler_is_served_when_it_is_there(
     async def run() -> None:
         scheduler = Scheduler()
         scheduler.is_there = False
-        task = await reading(scheduler.watch.subscribe())
+        task = await reading(Reader(scheduler))
         scheduler.is_there = True
         scheduler.watch.engine_is_ready()
         await asyncio.sleep(0)
@@ -164,9 +178,9 @@ def test_the_last_to_leave_ends_the_watch() -> None:
     async def run() -> None:
         scheduler = Scheduler()
         first, second = await begun(scheduler), await begun(scheduler)
-        scheduler.watch.unsubscribe(first)
+        scheduler.watch.unsubscribe(first.subscription)
         assert scheduler.asked == []
-        scheduler.watch.unsubscribe(second)
+        scheduler.watch.unsubscribe(second.subscription)
         assert scheduler.asked == [WatchCache(wanted=False)]
         await begun(scheduler)
 

@@ -1,4 +1,4 @@
-"""How do frames travel between this gateway's event loop and its scheduler? A ZeroMQ DEALER read without threads.
+"""How do frames travel between this gateway's event loop and its schedulers? ZeroMQ DEALERs read without threads.
 
 ZeroMQ's file descriptor tells that something changed, not that a message waits, and tells it once: after every send and
 every receive the socket's own event flags must be looked at again.
@@ -11,6 +11,7 @@ from pathlib import Path
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from pagewire.ipc.codec import new_incarnation
 from pagewire.ipc.curve import GATEWAY, CurveError, secure_client
 from scheduler_service.gateway.exceptions import StartError
 
@@ -25,47 +26,67 @@ _MAX_RECONNECT_DELAY_MS = 100
 _Socket = zmq.Socket[bytes]
 
 
-class SchedulerSocket:
+class Connector:
+    """What all connections of a gateway share: who it is, its keys, and ZeroMQ's thread.
+
+    Args:
+        version: this gateway's version, told in its greetings.
+        curve_keys: directory with the keys for addresses that are reached over a network.
+    Attributes:
+        incarnation: of this gateway.
+    """
+
+    def __init__(self, version: str, curve_keys: Path | None = None) -> None:
+        self.incarnation = new_incarnation()
+        self.version = version
+        self.curve_keys = curve_keys
+        self.context: zmq.Context[_Socket] = zmq.Context()
+
+    def close(self) -> None:
+        """Wait until frames that closed sockets have sent have left, or their time is over."""
+        self.context.term()
+
+
+class EngineSocket:
     """A DEALER socket on the running event loop. Frames of several parts are dropped: no message of ours has them.
 
     Args:
+        connector: whose connection it is.
         address: ZeroMQ address to connect to; nobody needs to be there yet.
         on_frames: called with all frames that have arrived, in order.
         on_connect: called when a peer is there.
         on_disconnect: called when the peer is gone, after the last of its frames.
-        curve_keys: directory with the keys for an address that is reached over a network.
     Raises:
         StartError: the address is not one, or needs keys that are not there.
     """
 
     def __init__(
         self,
+        connector: Connector,
         address: str,
         on_frames: Callable[[list[bytes]], None],
         on_connect: Callable[[], None],
         on_disconnect: Callable[[], None],
-        curve_keys: Path | None = None,
     ) -> None:
         self._on_frames = on_frames
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[_Socket] = zmq.Context()
-        self._socket = _dealer(self._context)
+        self._socket = _dealer(connector.context)
         self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
-            secure_client(self._socket, address, curve_keys, GATEWAY)
+            secure_client(self._socket, address, connector.curve_keys, GATEWAY)
             self._socket.connect(address)
         except CurveError as error:
-            self._context.destroy(linger=0)
+            self._close_sockets(linger_s=0.0)
             raise StartError(f"cannot connect to the scheduler: {error}") from error
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._close_sockets(linger_s=0.0)
             raise StartError(
                 f"cannot connect to the scheduler at {address!r}: {error.strerror}; "
                 "give an address such as ipc:///run/pagewire/requests.sock"
             ) from error
-        for socket, callback in ((self._socket, self._read), (self._monitor, self._read_monitor)):
+        for socket, callback in ((self._socket, self.read), (self._monitor, self._read_monitor)):
             self._loop.add_reader(socket.fileno(), callback)
             self._loop.call_soon(callback)
 
@@ -83,10 +104,10 @@ class SchedulerSocket:
         """Close; frames that were sent may take up to `linger_s` to leave."""
         for socket in (self._socket, self._monitor):
             self._loop.remove_reader(socket.fileno())
-        self._socket.disable_monitor()
-        self._context.destroy(linger=round(linger_s * 1000))
+        self._close_sockets(linger_s)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Take what has arrived now, without waiting to be told."""
         if self._socket.closed:
             return
         frames = []
@@ -100,6 +121,11 @@ class SchedulerSocket:
             self._on_frames(frames)
         self._look_again()
 
+    def _close_sockets(self, linger_s: float) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=round(linger_s * 1000))
+
     def _read_monitor(self) -> None:
         if self._monitor.closed:
             return
@@ -108,12 +134,12 @@ class SchedulerSocket:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_connect()
             elif event == zmq.EVENT_DISCONNECTED:
-                self._read()
+                self.read()
                 self._on_disconnect()
 
     def _look_again(self) -> None:
         if not self._socket.closed and _can_receive(self._socket):
-            self._loop.call_soon(self._read)
+            self._loop.call_soon(self.read)
 
 
 def _can_receive(socket: _Socket) -> bool:

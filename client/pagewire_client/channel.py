@@ -15,12 +15,13 @@ SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text()
 none has begun to answer are tried again."""
 
 # Our own retries resume streams, so gRPC's, which the service config asks for, are off. A restarted gateway is to be
-# found again within a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server.
+# found again within a second, not after gRPC's default backoff of up to two minutes. The "minimum" is how long a
+# connection may take to be made: far gateways with TLS need several round trips. Answers are bounded by the server.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),

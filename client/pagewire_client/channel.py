@@ -1,5 +1,6 @@
 """How is a gateway reached? Addresses and channel settings, for both kinds of client."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,14 @@ SERVICE_CONFIG = Path(__file__).with_name("service_config.json").read_text()
 """What every gRPC client of a service should be told: all gateways behind a name take calls in turn, and calls that
 none has begun to answer are tried again."""
 
-# Our own retries resume streams, so gRPC's, which the service config asks for, are off. A restarted gateway is to be
-# found again within a second, not after gRPC's default backoff of up to two minutes. Answers are bounded by the server.
+# Our own retries resume streams, so our channels are not told the retry policy. That leaves gRPC the calls that no
+# server began, as their connection was told to go at that moment: they are sent again at once. A restarted gateway is
+# to be found again within a second, not after gRPC's default backoff of up to two minutes. The "minimum" is how long a
+# connection may take to be made: far gateways with TLS need several round trips. Answers are bounded by the server.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
-    ("grpc.service_config", SERVICE_CONFIG),
-    ("grpc.enable_retries", 0),
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": json.loads(SERVICE_CONFIG)["loadBalancingConfig"]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 
@@ -9,12 +10,14 @@ from types import TracebackType
 class CountingProxy:
     """Relays connections to an address until its context is left.
 
-    `num_received` are the bytes that came from there, `num_connections` those there were.
+    `num_received` are the bytes that came from there, `num_connections` those there were. The first bytes of each come
+    after `delay_s`, as if the server were far away.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, delay_s: float = 0.0) -> None:
         host, _, port = address.rpartition(":")
         self._target = (host, int(port))
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self.num_received = 0
@@ -49,6 +52,7 @@ class CountingProxy:
 
     def _relay(self, source: socket.socket, target: socket.socket, weight: int) -> None:
         with suppress(OSError):
+            time.sleep(weight * self._delay_s)
             while data := source.recv(1 << 16):
                 self.num_received += weight * len(data)
                 target.sendall(data)

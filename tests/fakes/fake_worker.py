@@ -26,6 +26,7 @@ class FakeWorker:
     """Runs in a thread from construction until `stop`, which is how a killed process looks.
 
     While `hold` is not set it executes no step. It clears `hold` by itself once it has executed `hold_at` steps.
+    `request_ids` are those of the sequences that were in executed steps, in the order in which they got their slots.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class FakeWorker:
         self.incarnation = new_incarnation()
         self.num_steps = 0
         self.groups: list[bytes] = []
+        self.request_ids: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
         self.hold_at: int | None = None
@@ -94,6 +96,7 @@ class FakeWorker:
                 if self.num_steps == self.hold_at:
                     self.hold.clear()
                 self.hold.wait()
+                self.request_ids += [added.request_id for added in message.added]
                 executor.send(message)
                 output = executor.run_next()
                 self.num_steps += 1

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 
 from pagewire_client import (
+    NO_RETRY,
     AsyncClient,
     Client,
     DeadlineExceededError,
@@ -21,6 +22,7 @@ from pagewire_client import (
 )
 from pagewire_client.errors import FieldViolation, RequestError
 from tests.fakes import fake_gateway as fake
+from tests.fakes.counting_proxy import CountingProxy
 from tests.fakes.free_port import free_port
 from tests.fakes.patience import PATIENCE_S
 
@@ -367,3 +369,11 @@ def test_a_client_finds_a_restarted_gateway(connect):
         assert client.call("wait_until_ready", PATIENCE_S)
         assert client.call("generate", "x").text == "t0 t1 t2 "
     client.close()
+
+
+def test_a_connection_may_take_its_time(connect):
+    caller, _ = connect()
+    with fake.FakeGateway(fake.FakeService()) as gateway, CountingProxy(gateway.address, delay_s=1.0) as proxy:
+        client = type(caller)(proxy.address, retry=NO_RETRY)
+        assert client.call("generate", "x").text == "t0 t1 t2 "
+        client.close()

@@ -16,6 +16,8 @@ NUM_TOKENS, NUM_AT_ONCE = 60_000, 500
 TOKEN_ID = byte_level_ids(b"x")[0]
 # One message that is being written, as objects and as bytes, and what the allocator keeps.
 SPARE_BYTES = 24 << 20
+NUM_LOGPROBS = 20
+NUM_FIRST_LEAVERS, NUM_LEAVERS = 4, 16
 
 
 @pytest.fixture
@@ -89,19 +91,24 @@ def test_a_caller_who_does_not_read_costs_what_its_tokens_take(
     assert last.finished.usage.num_output_tokens == NUM_TOKENS
 
 
-def test_a_caller_who_leaves_without_reading_gives_its_memory_back(
+def test_callers_who_leave_without_reading_give_their_memory_back(
     gateway: GatewayProcess, scheduler: FakeScheduler
 ) -> None:
     process = psutil.Process(gateway.process.pid)
-    request = generate_request(output=generate_pb2.OutputOptions(logprobs=20))
-    before = 0
-    for _ in range(4):
-        call = gateway.stub().Generate(request)
+    request = generate_request(output=generate_pb2.OutputOptions(logprobs=NUM_LOGPROBS))
+    kept_bytes = []
+    for _ in range(NUM_FIRST_LEAVERS + NUM_LEAVERS):
+        # gRPC reads ahead for a caller, up to a window that is left small here: the rest is what the gateway holds.
+        channel = gateway.channel(**{"http2.bdp_probe": 0})
+        call = gateway.stub(channel).Generate(request)
         submit = scheduler.take(Submit)
         send_tokens(scheduler, submit, NUM_TOKENS)
         run_short_stream(gateway, scheduler)
         call.cancel()
         assert scheduler.take(Abort).stream_ids == (submit.stream_id,)
-        before = before or unshared_bytes(process)
-    # Three more of them have come and gone, each of 10 MB.
-    assert unshared_bytes(process) - before <= SPARE_BYTES
+        kept_bytes.append(unshared_bytes(process))
+    # The allocator keeps what a few streams have taken, now more and now less of it, and gives it to the next ones.
+    grown = kept_bytes[-1] - max(kept_bytes[:NUM_FIRST_LEAVERS])
+    bytes_per_leaver = NUM_TOKENS * logprob_record_bytes(NUM_LOGPROBS)
+    print(f"\n{grown / NUM_LEAVERS / bytes_per_leaver:.2f} of what a caller did not read is kept")
+    assert grown <= NUM_LEAVERS * bytes_per_leaver // 4

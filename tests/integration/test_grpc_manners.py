@@ -1,7 +1,8 @@
 """Does a gateway behave as a gRPC engineer expects, with real clients? docs/grpc.md names these tests."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -11,7 +12,7 @@ import pytest
 
 from pagewire.ipc.requests import Abort, Submit
 from pagewire.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
-from pagewire_client import Client, SamplingParams
+from pagewire_client import NO_RETRY, Client, SamplingParams
 from pagewire_client.channel import SERVICE_CONFIG
 from tests.fakes import fake_gateway as fake
 from tests.fakes.counting_proxy import CountingProxy
@@ -27,6 +28,7 @@ INFO = inference_pb2.GetServerInfoRequest()
 # Closer together than the 10 seconds that clients are promised, so that uneven ones are tolerated too.
 PING_PERIOD_S = 6.0
 NUM_PINGS = 4
+NUM_CALLERS, NUM_OLD_CONNECTIONS = 3, 60
 
 
 @pytest.fixture(scope="module")
@@ -142,17 +144,26 @@ def test_a_caller_that_compresses_its_requests_is_understood(gateway: GatewayPro
 def test_old_connections_take_no_new_calls_and_callers_do_not_notice(
     own_scheduler: FakeScheduler, model: Path, tmp_path: Path
 ) -> None:
-    flags = ("--max-connection-age", "0.3", "--max-connection-age-grace", "60")
+    flags = ("--max-connection-age", "0.05", "--max-connection-age-grace", str(PATIENCE_S))
     with (
         GatewayProcess(model, own_scheduler.address, tmp_path / "log", *flags) as gateway,
         CountingProxy(gateway.address) as proxy,
-        grpc.insecure_channel(proxy.address, [("grpc.enable_retries", 0)]) as channel,
+        grpc.insecure_channel(proxy.address) as channel,
+        Client(proxy.address, retry=NO_RETRY) as client,
     ):
         gateway.wait_until_serving()
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         open_call = stub.Generate(generate_pb2.GenerateRequest(token_ids={"ids": [1]}), timeout=TIMEOUT_S)
         stream_id = own_scheduler.take(Submit).stream_id
-        wait_until(lambda: bool(stub.GetServerInfo(INFO, timeout=TIMEOUT_S)) and proxy.num_connections > 2)
+
+        def ask_on_many_connections(call: Callable[[], Any]) -> None:
+            while proxy.num_connections < NUM_OLD_CONNECTIONS:
+                call()
+
+        # Some of so many calls meet the notice that their connection is to go.
+        calls = [lambda: stub.GetServerInfo(INFO, timeout=TIMEOUT_S), client.server_info] * NUM_CALLERS
+        with ThreadPoolExecutor(len(calls)) as threads:
+            list(threads.map(ask_on_many_connections, calls))
         own_scheduler.send_tokens([(stream_id, 1)], stop_at_length(stream_id))
         assert list(open_call)[-1].HasField("finished")
 
@@ -269,8 +280,6 @@ def test_a_client_that_pings_every_ten_seconds_without_calls_is_tolerated(patien
 
 def _read_in_background(stream: Any) -> Any:
     """Start to read a stream; gives what waits for the token ids of its chunks."""
-    from concurrent.futures import ThreadPoolExecutor
-
     pool = ThreadPoolExecutor(1)
     future = pool.submit(lambda: [chunk.token_ids for chunk in stream])
 

@@ -123,9 +123,11 @@ class Scheduler:
 
     @property
     def load(self) -> Load:
-        """Sequences with and without a slot, and blocks that could be given out."""
-        num_running = self._running.num_held_slots
-        return Load(num_running, max(len(self._sequences) - num_running, 0), self._running.blocks.num_available)
+        """Sequences with and without a slot, blocks that could be given out, and tokens that are not computed yet."""
+        running, num_running = self._running, self._running.num_held_slots
+        num_waiting = max(len(self._sequences) - num_running, 0)
+        num_tokens = self._waiting.backlog.size[1] + running.table.num_tokens_to_compute
+        return Load(num_running, num_waiting, running.blocks.num_available, num_tokens)
 
     @property
     def usage(self) -> Usage:

@@ -46,6 +46,12 @@ class SlotTable:
         """Slots nobody holds."""
         return len(self._free)
 
+    @property
+    def num_tokens_to_compute(self) -> int:
+        """Known tokens that no step computes yet, without the one that each slot decodes next. May be called in any
+        thread."""
+        return int(np.maximum(self.num_tokens - self.num_computed - 1, 0).sum())
+
     def split_decodes(self, slots: IntArray, block_size: int) -> tuple[IntArray, IntArray]:
         """Of these, the slots with one token to compute: those that have a block for it, and those that lack one."""
         num_tokens = self.num_tokens[slots]
@@ -71,4 +77,5 @@ class SlotTable:
         """Take the slot back."""
         assert self.sequences[slot] is not None, f"slot {slot} released twice"
         self.sequences[slot] = None
+        self.num_tokens[slot] = self.num_computed[slot] = 0
         self._free.append(slot)

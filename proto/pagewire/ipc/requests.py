@@ -170,11 +170,13 @@ class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The scheduler's queues at one moment."""
+    """The scheduler's queues at one moment. `num_tokens_to_compute`: of prompts, whether they run or wait; what of a
+    waiting one is cached is not known before it runs."""
 
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    num_tokens_to_compute: int = 0
 
 
 class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):

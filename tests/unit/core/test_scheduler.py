@@ -256,3 +256,15 @@ def test_result_of_another_step_is_refused_and_changes_nothing(step_id: int) -> 
     harness.run()
     harness.collect()
     assert harness.tokens[1] == complete([1, 2], 4)
+
+
+def test_load_tells_the_tokens_of_prompts_that_are_still_to_be_computed() -> None:
+    harness = Harness(max_num_seqs=1, async_scheduling=False)
+    harness.add(1, list(range(40)), max_tokens=3)
+    harness.add(2, list(range(100, 130)), max_tokens=1)
+    told = [harness.scheduler.load.num_tokens_to_compute]
+    while harness.schedule():
+        told.append(harness.scheduler.load.num_tokens_to_compute)
+        harness.finish_step()
+    # The one token that a sequence computes in each step is not counted.
+    assert told == [70, 30 + 23, 30 + 7, 30, 30, 30, 13, 0]

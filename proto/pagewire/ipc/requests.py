@@ -131,11 +131,12 @@ GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | WatchCache | Fl
 
 
 class EngineState(enum.IntEnum):
-    """Whether the engine can run requests."""
+    """Whether the engine can run requests. DRAINING: it finishes what it has, takes no new requests, and then ends."""
 
     STARTING = 1
     READY = 2
     UNAVAILABLE = 3
+    DRAINING = 4
 
 
 class ModelInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -170,7 +171,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
     """State of scheduler and workers. `model` and `limits` are set once the engine has been READY.
 
-    While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE.
+    While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE, or
+    what it does while DRAINING.
     """
 
     state: EngineState

@@ -155,6 +155,8 @@ class SchedulerClient:
         if status.state is EngineState.STARTING:
             progress = f" ({status.done} of {status.total})" if status.total else ""
             raise EngineUnavailableError(f"the engine is starting: {status.stage or 'loading'}{progress}")
+        if status.state is EngineState.DRAINING:
+            raise EngineUnavailableError(f"the engine {status.detail or 'drains'}")
         assert status.model is not None
         assert status.limits is not None
         return status.model, status.limits

@@ -58,6 +58,7 @@ class Server(Generic[Message]):
         self.socket.setsockopt(zmq.SNDHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+        self.socket.setsockopt(zmq.IPV6, "[" in address)
         secure_server(self.socket, address, curve_keys, role)
         try:
             self.socket.bind(address)

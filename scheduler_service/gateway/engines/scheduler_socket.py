@@ -55,6 +55,7 @@ class SchedulerSocket:
         self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
             secure_client(self._socket, address, curve_keys, GATEWAY)
+            self._socket.setsockopt(zmq.IPV6, "[" in address)
             self._socket.connect(address)
         except CurveError as error:
             self._context.destroy(linger=0)

@@ -32,6 +32,7 @@ _ENGINE_STATES = {
     inference_pb2.ENGINE_STATE_STARTING: EngineState.STARTING,
     inference_pb2.ENGINE_STATE_READY: EngineState.READY,
     inference_pb2.ENGINE_STATE_UNAVAILABLE: EngineState.UNAVAILABLE,
+    inference_pb2.ENGINE_STATE_DRAINING: EngineState.DRAINING,
 }
 _PROCESS_STATES = {
     inference_pb2.PROCESS_STATE_STARTING: ProcessState.STARTING,

@@ -134,6 +134,7 @@ class EngineState(enum.Enum):
     STARTING = "starting"
     READY = "ready"
     UNAVAILABLE = "unavailable"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)

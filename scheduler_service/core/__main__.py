@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Run a scheduler until SIGINT or SIGTERM; 0 after a requested stop, 1 after a failure."""
+    """Run a scheduler until SIGINT, which stops it at once, or SIGTERM, on which it may finish what it has.
+
+    Gives 0 after a requested stop, 1 after a failure.
+    """
     arguments = _parse()
     configure_logging("scheduler", arguments.log_level, arguments.log_format)
     try:
@@ -40,8 +43,8 @@ def main() -> int:
     except (ValueError, OSError, TracingError) as error:
         print(f"scheduler: {error}", file=sys.stderr)
         return 1
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: loop.stop())
+    signal.signal(signal.SIGINT, lambda *_: loop.stop())
+    signal.signal(signal.SIGTERM, lambda *_: loop.drain())
     requests, workers = loop.addresses
     print(f"scheduler listening requests={requests} workers={workers}", flush=True)
     if server is not None:
@@ -101,6 +104,13 @@ def _parse() -> argparse.Namespace:
         "--max-waiting-tokens", type=int, default=defaults.max_waiting_tokens, help="most tokens of those requests"
     )
     parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        metavar="S",
+        default=defaults.drain_timeout_s,
+        help="after SIGTERM, seconds for sequences to end while no new ones begin; a second signal, SIGINT, or 0: none",
+    )
+    parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for addresses that are reached over a network"
     )
     parser.add_argument("--model-name", default="", help="what metrics call the model")
@@ -126,6 +136,7 @@ def _config(arguments: argparse.Namespace) -> SchedulerConfig:
         orphan_grace_s=arguments.orphan_grace_s,
         max_waiting_requests=arguments.max_waiting_requests,
         max_waiting_tokens=arguments.max_waiting_tokens,
+        drain_timeout_s=arguments.drain_timeout,
         model_name=arguments.model_name,
     )
 

@@ -10,8 +10,8 @@ class SchedulerConfig:
     `max_model_len` None: the model's own. `num_blocks` None: what the workers have room for. With
     `async_scheduling` the next step is sent while one runs. Sequences whose gateway is gone run on for
     `orphan_grace_s`, at most `max_orphans` of them with `max_orphan_tokens` when they are taken in. At most
-    `max_waiting_requests` with `max_waiting_tokens` wait for their first turn; further ones are refused. `model_name`
-    is what metrics and traces call the model.
+    `max_waiting_requests` with `max_waiting_tokens` wait for their first turn; further ones are refused. Told to drain,
+    it waits `drain_timeout_s` for sequences to end. `model_name` is what metrics and traces call the model.
 
     Raises:
         ValueError: the sizes contradict each other; the message says which and what to change.
@@ -30,6 +30,7 @@ class SchedulerConfig:
     max_orphan_tokens: int = 1 << 20
     max_waiting_requests: int = 4096
     max_waiting_tokens: int = 1 << 24
+    drain_timeout_s: float = 0.0
     model_name: str = ""
 
     def __post_init__(self) -> None:
@@ -47,7 +48,7 @@ class SchedulerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: it must be at least 1, or unset")
-        for name in ("orphan_grace_s", "max_orphans", "max_orphan_tokens"):
+        for name in ("orphan_grace_s", "max_orphans", "max_orphan_tokens", "drain_timeout_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,6 +36,7 @@ from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.curve_gate import CurveGate
+from scheduler_service.core.drain import Drain
 from scheduler_service.core.gateways import Gateways
 from scheduler_service.core.metrics.engine_metrics import EngineMetrics
 from scheduler_service.core.metrics.report import EngineReport
@@ -44,6 +44,7 @@ from scheduler_service.core.metrics.times import Outcome
 from scheduler_service.core.orphans import check_resume
 from scheduler_service.core.scheduler import Scheduler
 from scheduler_service.core.sockets import Server
+from scheduler_service.core.waker import Waker
 from scheduler_service.core.worker_group import WorkerGroup
 
 if TYPE_CHECKING:
@@ -54,10 +55,12 @@ logger = logging.getLogger(__name__)
 _STATUS_PERIOD_S = 1.0
 _STARTING_STATUS_PERIOD_S = 0.1
 _DEADLINE_PERIOD_S = 0.02
+# For the last words to gateways, once all sequences have had theirs.
+_FAREWELL_S = 1.0
 
 
 class SchedulerLoop:
-    """Connects a Scheduler to its sockets. `stop` may be called from a signal handler.
+    """Connects a Scheduler to its sockets. `stop` and `drain` may be called from a signal handler.
 
     Args:
         recorder: told what each turn and each step takes.
@@ -100,7 +103,9 @@ class SchedulerLoop:
         self._next_expiry_s = 0.0
         self._refusals: Counter[RejectReason] = Counter()
         self._stopping = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._drain = Drain(config.drain_timeout_s)
+        self._poller = zmq.Poller()
+        self._waker = Waker()
 
     @property
     def addresses(self) -> tuple[str, str]:
@@ -110,21 +115,28 @@ class SchedulerLoop:
     def stop(self) -> None:
         """Leave `run` at once."""
         self._stopping = True
-        self._wake_sender.send(b"\0")
+        self._waker.wake()
+
+    def drain(self) -> None:
+        """Let sequences end for a while, and none begin, then leave `run`; told twice, or without the time, at once."""
+        if self._drain.begin():
+            self._waker.wake()
+        else:
+            self.stop()
 
     def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`, or the end of `drain`."""
         logger.info("scheduler started incarnation=%s", self._incarnation.hex())
-        poller = zmq.Poller()
+        poller = self._poller
         poller.register(self._requests.socket, zmq.POLLIN)
         poller.register(self._workers.socket, zmq.POLLIN)
-        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        poller.register(self._waker.fileno(), zmq.POLLIN)
         if self._gate is not None:
             poller.register(self._gate.socket, zmq.POLLIN)
         while not self._stopping:
             poller.poll(self._poll_timeout_ms())
             self.turn()
-        self._requests.close()
+        self._requests.close(_FAREWELL_S if self._drain.is_under_way else 0.0)
         self._workers.close()
         if self._gate is not None:
             self._gate.close()
@@ -154,10 +166,11 @@ class SchedulerLoop:
             if self._scheduler.journal.is_kept:
                 self._forget(self._gateways.deliver(self._scheduler.journal.take_messages()))
             self._recorder.add("deliver", start)
+        if self._drain.is_under_way:
+            self._follow_drain()
         if now_s >= self._next_status_s:
             self._publish_status(now_s)
-        is_busy = self._scheduler is not None and self._scheduler.has_sequences
-        self._heart.note(ProcessState.BUSY if is_busy else ProcessState.IDLE)
+        self._heart.note(self._process_state)
 
     def metrics(self) -> tuple[dict[str, str], list[Family]]:
         """Labels and values of the engine's metrics now. May be called in any thread."""
@@ -224,7 +237,7 @@ class SchedulerLoop:
             return max_total_tokens
         running = self._scheduler.find(submit) if submit.resumes else None
         if running is None:
-            refusal = self._scheduler.refuse_for_room(submit)
+            refusal = self._drain.refuse(submit) or self._scheduler.refuse_for_room(submit)
             if refusal is None:
                 self._scheduler.add(gateway, submit, max_total_tokens)
             return refusal
@@ -266,6 +279,8 @@ class SchedulerLoop:
 
     def _follow_group(self) -> None:
         """Change state with the workers: create the scheduler when they are first ready, reset it when they return."""
+        if self._drain.is_under_way:
+            return
         if self._group.is_ready and self._state is not EngineState.READY:
             self._become_ready()
         elif self._group.failure and self._state is not EngineState.UNAVAILABLE:
@@ -296,9 +311,26 @@ class SchedulerLoop:
         self._change_state(EngineState.READY)
 
     def _change_state(self, state: EngineState) -> None:
-        logger.info("engine state=%s detail=%s", state.name.lower(), self._group.failure)
+        logger.info("engine state=%s detail=%s", state.name.lower(), self._detail)
         self._state = state
         self._next_status_s = 0.0
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _follow_drain(self) -> None:
+        """Tell everybody that it has begun, and stop once it is over."""
+        lost_workers = self._workers.watch_for_losses()
+        if self._state is not EngineState.DRAINING:
+            self._poller.register(lost_workers, zmq.POLLIN)
+            self._waker.rest()
+            self._change_state(EngineState.DRAINING)
+        scheduler = self._scheduler
+        num_unfinished = scheduler.num_unfinished if scheduler is not None else 0
+        has_workers = self._group.is_ready and not lost_workers.poll(0)
+        why = self._drain.why_over(num_unfinished, has_workers=has_workers)
+        if why:
+            logger.info("scheduler stops reason=%s", why)
+            self._stopping = True
 
     # ---- steps and status -----------------------------------------------------------------------------------------
 
@@ -328,8 +360,19 @@ class SchedulerLoop:
             stage=progress.stage,
             done=progress.done,
             total=progress.total,
-            detail=self._group.failure,
+            detail=self._detail,
         )
+
+    @property
+    def _detail(self) -> str:
+        return self._drain.describe() or self._group.failure
+
+    @property
+    def _process_state(self) -> ProcessState:
+        if self._drain.is_under_way:
+            return ProcessState.DRAINING
+        is_busy = self._scheduler is not None and self._scheduler.has_sequences
+        return ProcessState.BUSY if is_busy else ProcessState.IDLE
 
     @property
     def _status_period_s(self) -> float:
@@ -337,5 +380,5 @@ class SchedulerLoop:
 
     def _poll_timeout_ms(self) -> int:
         busy = self._scheduler is not None and self._scheduler.has_sequences
-        timeout_s = max(0.0, self._next_status_s - time.time())
+        timeout_s = min(max(0.0, self._next_status_s - time.time()), self._drain.remaining_s())
         return math.ceil(1000 * (min(timeout_s, _DEADLINE_PERIOD_S) if busy else timeout_s))

@@ -32,6 +32,11 @@ class Orphans:
     def __len__(self) -> int:
         return len(self._orphans)
 
+    @property
+    def num_ended(self) -> int:
+        """Those of them that have ended."""
+        return sum(orphan.sequence.is_over for orphan in self._orphans.values())
+
     def take_in(self, sequence: Sequence, now_s: float) -> bool:
         """Keep a sequence for the grace period. False: there is no room for it, or another has its request id."""
         num_tokens = len(sequence.token_ids)

@@ -117,6 +117,11 @@ class Scheduler:
         """Whether any sequence has not ended."""
         return bool(self._sequences)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences that have not ended, or whose callers may still come for their tokens."""
+        return len(self._sequences) + self._orphans.num_ended
+
     def take_outputs(self) -> list[tuple[bytes, StepTokens]]:
         """News since the last call, one message per gateway."""
         return self._outputs.flush()

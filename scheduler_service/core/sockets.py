@@ -58,6 +58,7 @@ class Server(Generic[Message]):
         self.socket.setsockopt(zmq.SNDHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED_MESSAGES)
         self.socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+        self.socket.setsockopt(zmq.IPV6, "[" in address)
         secure_server(self.socket, address, curve_keys, role)
         try:
             self.socket.bind(address)
@@ -67,6 +68,7 @@ class Server(Generic[Message]):
             ) from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.num_dropped = 0
+        self._monitor: zmq.Socket[bytes] | None = None
 
     def receive(self) -> Iterator[tuple[bytes, Envelope[Message]]]:
         """Every message that has arrived, with its peer's routing id. Never waits."""
@@ -92,9 +94,18 @@ class Server(Generic[Message]):
         except zmq.ZMQError as error:
             raise PeerGoneError(error.strerror) from error
 
-    def close(self) -> None:
-        """Close the socket; queued messages are lost."""
-        self.socket.close()
+    def watch_for_losses(self) -> zmq.Socket[bytes]:
+        """A socket that can be read from once a peer is lost after this call."""
+        if self._monitor is None:
+            self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        return self._monitor
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close the socket; queued messages have `linger_s` to leave, then they are lost."""
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close()
+        self.socket.close(linger=round(linger_s * 1000))
 
     def _open(self, frames: list[bytes]) -> Envelope[Message] | None:
         try:

@@ -16,6 +16,7 @@ _ENGINE_STATES = {
     EngineState.STARTING: inference_pb2.ENGINE_STATE_STARTING,
     EngineState.READY: inference_pb2.ENGINE_STATE_READY,
     EngineState.UNAVAILABLE: inference_pb2.ENGINE_STATE_UNAVAILABLE,
+    EngineState.DRAINING: inference_pb2.ENGINE_STATE_DRAINING,
 }
 
 _PROCESS_STATES = {

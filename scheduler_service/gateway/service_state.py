@@ -54,6 +54,8 @@ class ServiceState:
             return Finding(ProcessState.HUNG if self._engines.is_silent else ProcessState.DEAD, status.detail)
         if status.state is EngineState.STARTING:
             return Finding(ProcessState.STARTING, status.stage or "the engine is starting")
+        if status.state is EngineState.DRAINING:
+            return Finding(ProcessState.DRAINING, f"the engine {status.detail or 'drains'}")
         is_busy = self._calls.num_open or status.load.num_running or status.load.num_waiting
         return Finding(ProcessState.BUSY if is_busy else ProcessState.IDLE)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import AF_INET6, create_server
 
 import pytest
 import zmq
@@ -167,8 +168,8 @@ def test_no_socket_is_opened_to_a_network_without_keys(dealer: zmq.Socket, tmp_p
         secure(dealer, "ipc:///run/x", None, "gateway")
 
 
-def scheduler_command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "scheduler_service.core", "--request-address", EVERYWHERE, *flags]
+def scheduler_command(*flags: str, requests: str = EVERYWHERE) -> list[str]:
+    return [sys.executable, "-m", "scheduler_service.core", "--request-address", requests, *flags]
 
 
 def test_processes_refuse_to_start_without_keys(tmp_path: Path) -> None:
@@ -187,15 +188,15 @@ def test_processes_refuse_to_start_without_keys(tmp_path: Path) -> None:
 
 
 @contextmanager
-def scheduler_on_a_network(keys: Path, log: Path) -> Iterator[tuple[str, str]]:
+def scheduler_on_a_network(keys: Path, log: Path, requests: str = EVERYWHERE) -> Iterator[tuple[str, str]]:
     """A scheduler on all addresses of this machine; where gateways and where workers find it."""
-    command = scheduler_command("--worker-address", EVERYWHERE, "--curve-keys", str(keys))
+    command = scheduler_command("--worker-address", EVERYWHERE, "--curve-keys", str(keys), requests=requests)
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         assert process.stdout is not None
-        requests, workers = re.findall(r"=tcp://0.0.0.0:(\d+)", process.stdout.readline())
-        yield f"tcp://127.0.0.1:{requests}", f"tcp://127.0.0.1:{workers}"
+        ports = re.findall(r"=tcp://(?:0.0.0.0|\[::\]):(\d+)", process.stdout.readline())
+        yield f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}"
     finally:
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
@@ -235,3 +236,20 @@ def test_a_gateway_of_another_deployment_finds_no_scheduler(keys: Path, tmp_path
             wait_until(lambda: "scheduler found" in known.log_text())
         info = stranger.stub().GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=TIMEOUT_S)
         assert info.scheduler_incarnation == ""
+
+
+def has_ipv6() -> bool:
+    try:
+        with create_server(("::1", 0), family=AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_a_scheduler_is_found_over_ipv6_as_over_ipv4(keys: Path, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    with scheduler_on_a_network(keys, tmp_path / "scheduler.log", "tcp://[::]:0") as (address, _):
+        for number, found in enumerate((address, address.replace("127.0.0.1", "[::1]"))):
+            with GatewayProcess(model, found, tmp_path / f"{number}", "--curve-keys", str(keys)) as gateway:
+                wait_until(lambda gateway=gateway: "scheduler found" in gateway.log_text())

@@ -61,12 +61,13 @@ def test_probes_follow_the_scheduler(port: int, scheduler: FakeScheduler) -> Non
     for state, live, said in (
         (EngineState.STARTING, "200 OK", "starting"),
         (EngineState.UNAVAILABLE, "503 Service Unavailable", "dead"),
+        (EngineState.DRAINING, "200 OK", "draining"),
     ):
         scheduler.set_state(state, stage="loading", detail="no memory")
         while (answer := get(port, "/readyz"))[1]["state"] != said:
             pass
         assert answer[0] == "503 Service Unavailable"
-        assert answer[1]["reason"] in ("loading", "no memory")
+        assert answer[1]["reason"] in ("loading", "no memory", "the engine no memory")
         assert get(port, "/healthz")[0] == live
     scheduler.set_state(EngineState.READY)
     while get(port, "/readyz")[0] != "200 OK":

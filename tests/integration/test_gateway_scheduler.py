@@ -125,6 +125,19 @@ def test_gateway_tells_how_far_the_start_is(gateway: GatewayProcess, address: st
     gateway.wait_until(NOT_SERVING)
 
 
+def test_draining_engine_gets_no_new_requests_and_ends_its_own(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        wait_until_serving(gateway, scheduler)
+        call = start(gateway)
+        stream_id = scheduler.take(Submit).stream_id
+        scheduler.set_state(EngineState.DRAINING, detail="drains: it takes no new requests")
+        gateway.wait_until(NOT_SERVING)
+        assert server_info(gateway).engine_state == inference_pb2.ENGINE_STATE_DRAINING
+        check_unavailable(start(gateway), "takes no new requests")
+        scheduler.send_stream(stream_id, byte_level_ids(b"ok"), stop_at_length(stream_id))
+        assert "".join(event.delta.text for event in call) == "ok"
+
+
 def test_streams_outlive_a_worker(gateway: GatewayProcess, address: str) -> None:
     with FakeScheduler(address) as scheduler:
         wait_until_serving(gateway, scheduler)

@@ -4,10 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
@@ -15,63 +13,21 @@ import zmq
 from pagewire.ipc.codec import ANY, new_incarnation
 from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
 from pagewire.ipc.steps import LeftSequence
-from tests.fakes.bare_gateway import BareGateway, make_submit
+from tests.fakes.bare_gateway import make_submit
 from tests.fakes.bare_scheduler import int_bytes
-from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.patience import PATIENCE_S
+from tests.fakes.scheduler_process import SchedulerProcess, wait_for
 from tests.fakes.step_executor import complete
 
 
-class Service:
-    """A scheduler process and what is connected to it."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        self.request_address = f"ipc://{folder}/requests"
-        self.worker_address = f"ipc://{folder}/workers"
-        command = [sys.executable, "-m", "scheduler_service.core", "--block-size", "4", "--max-num-seqs", "8"]
-        command += ["--request-address", self.request_address, "--worker-address", self.worker_address, *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert "listening" in self.process.stdout.readline()
-        self.gateways: list[BareGateway] = []
-        self.workers: list[FakeWorker] = []
-
-    def gateway(self) -> BareGateway:
-        self.gateways.append(BareGateway(self.request_address))
-        return self.gateways[-1]
-
-    def worker(self, **options: Any) -> FakeWorker:
-        self.workers.append(FakeWorker(self.worker_address, **options))
-        return self.workers[-1]
-
-    def stop(self, worker: FakeWorker) -> None:
-        self.workers.remove(worker)
-        worker.stop()
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.stop()
-        for gateway in self.gateways:
-            gateway.close()
-        self.process.kill()
-        self.process.communicate()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path, "--orphan-grace-s", str(PATIENCE_S))
+def service(tmp_path: Path) -> Iterator[SchedulerProcess]:
+    running = SchedulerProcess(tmp_path, "--orphan-grace-s", str(PATIENCE_S))
     yield running
     running.close()
 
 
-def test_streams_of_two_gateways_get_their_own_tokens(service: Service) -> None:
+def test_streams_of_two_gateways_get_their_own_tokens(service: SchedulerProcess) -> None:
     service.worker()
     first, second = service.gateway(), service.gateway()
     first.wait_ready()
@@ -84,7 +40,7 @@ def test_streams_of_two_gateways_get_their_own_tokens(service: Service) -> None:
     assert second.tokens[1] == complete([4, 5, 6, 7, 8], 12)
 
 
-def test_request_before_the_workers_are_ready_is_unavailable(service: Service) -> None:
+def test_request_before_the_workers_are_ready_is_unavailable(service: SchedulerProcess) -> None:
     gateway = service.gateway()
     gateway.send(make_submit(1, [1]))
     gateway.wait(lambda: 1 in gateway.rejected)
@@ -105,7 +61,7 @@ def test_request_before_the_workers_are_ready_is_unavailable(service: Service) -
     ],
 )
 def test_what_can_never_run_is_refused(
-    service: Service, prompt: list[int], changes: dict[str, object], field: str, words: str
+    service: SchedulerProcess, prompt: list[int], changes: dict[str, object], field: str, words: str
 ) -> None:
     service.worker()
     gateway = service.gateway()
@@ -117,7 +73,7 @@ def test_what_can_never_run_is_refused(
     assert words in gateway.rejected[1].message
 
 
-def test_request_larger_than_the_kv_cache_is_refused_naming_it(service: Service) -> None:
+def test_request_larger_than_the_kv_cache_is_refused_naming_it(service: SchedulerProcess) -> None:
     service.worker(num_blocks=5)
     gateway = service.gateway()
     gateway.wait_ready()
@@ -127,7 +83,7 @@ def test_request_larger_than_the_kv_cache_is_refused_naming_it(service: Service)
     assert "the KV cache allows 21" in gateway.rejected[1].message
 
 
-def test_garbage_on_both_sockets_is_dropped_and_service_goes_on(service: Service) -> None:
+def test_garbage_on_both_sockets_is_dropped_and_service_goes_on(service: SchedulerProcess) -> None:
     service.worker()
     gateway = service.gateway()
     gateway.wait_ready()
@@ -145,7 +101,7 @@ def test_garbage_on_both_sockets_is_dropped_and_service_goes_on(service: Service
     assert gateway.tokens[1] == complete([1, 2, 3], 10)
 
 
-def test_message_for_another_incarnation_is_dropped(service: Service) -> None:
+def test_message_for_another_incarnation_is_dropped(service: SchedulerProcess) -> None:
     service.worker()
     gateway = service.gateway()
     gateway.wait_ready()
@@ -155,7 +111,7 @@ def test_message_for_another_incarnation_is_dropped(service: Service) -> None:
     assert 1 not in gateway.tokens
 
 
-def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
+def test_abort_frees_blocks_within_two_steps(service: SchedulerProcess) -> None:
     worker = service.worker()
     worker.hold_at = 5
     gateway = service.gateway()
@@ -175,7 +131,7 @@ def test_abort_frees_blocks_within_two_steps(service: Service) -> None:
     assert 1 not in gateway.ended
 
 
-def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service: Service) -> None:
+def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service: SchedulerProcess) -> None:
     service.worker()
     leaving, other = service.gateway(), service.gateway()
     leaving.wait_ready()
@@ -196,7 +152,7 @@ def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service:
 
 
 def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) -> None:
-    service = Service(tmp_path, "--orphan-grace-s", "0.5")
+    service = SchedulerProcess(tmp_path, "--orphan-grace-s", "0.5")
     try:
         service.worker()
         gone, other = service.gateway(), service.gateway()
@@ -211,7 +167,7 @@ def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) 
         service.close()
 
 
-def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: Service) -> None:
+def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: SchedulerProcess) -> None:
     worker = service.worker()
     worker.hold_at = 5
     gone, other = service.gateway(), service.gateway()
@@ -237,7 +193,7 @@ def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service:
     assert worker.num_steps <= 192
 
 
-def test_worker_that_is_replaced_continues_every_stream(service: Service) -> None:
+def test_worker_that_is_replaced_continues_every_stream(service: SchedulerProcess) -> None:
     first = service.worker()
     gateway = service.gateway()
     gateway.wait_ready()
@@ -253,14 +209,14 @@ def test_worker_that_is_replaced_continues_every_stream(service: Service) -> Non
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Service]:
+def pair(tmp_path: Path) -> Iterator[SchedulerProcess]:
     """A scheduler of two ranks."""
-    running = Service(tmp_path, "--tensor-parallel-size", "2")
+    running = SchedulerProcess(tmp_path, "--tensor-parallel-size", "2")
     yield running
     running.close()
 
 
-def test_two_ranks_share_the_smaller_cache(pair: Service) -> None:
+def test_two_ranks_share_the_smaller_cache(pair: SchedulerProcess) -> None:
     workers = pair.worker(num_blocks=40, rank=0, world_size=2), pair.worker(num_blocks=30, rank=1, world_size=2)
     gateway = pair.gateway()
     gateway.wait_ready()
@@ -274,7 +230,7 @@ def test_two_ranks_share_the_smaller_cache(pair: Service) -> None:
     assert len(workers[0].groups) == 1
 
 
-def test_a_rank_never_computes_with_the_successor_of_another(pair: Service) -> None:
+def test_a_rank_never_computes_with_the_successor_of_another(pair: SchedulerProcess) -> None:
     old, lost = pair.worker(rank=0, world_size=2), pair.worker(rank=1, world_size=2)
     gateway = pair.gateway()
     gateway.wait_ready()
@@ -295,7 +251,7 @@ def test_a_rank_never_computes_with_the_successor_of_another(pair: Service) -> N
     assert fresh.groups == replacing.groups
 
 
-def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: Service) -> None:
+def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: SchedulerProcess) -> None:
     workers = [pair.worker(rank=rank, world_size=2, group=b"together") for rank in range(2)]
     pair.gateway().wait_ready()
     assert [worker.groups for worker in workers] == [[b"together"], [b"together"]]
@@ -305,7 +261,7 @@ def left(token_ids: list[int], block_ids: list[int]) -> LeftSequence:
     return LeftSequence(int_bytes(token_ids), int_bytes(block_ids), "")
 
 
-def test_what_all_ranks_hold_already_is_not_computed_again(pair: Service) -> None:
+def test_what_all_ranks_hold_already_is_not_computed_again(pair: SchedulerProcess) -> None:
     prompts = [1, 2, 3, 4, 5], [6, 7, 8, 9, 10]
     both, one = left(prompts[0][:4], [7]), left(prompts[1][:4], [8])
     pair.worker(rank=0, world_size=2, left=(both, one))
@@ -320,7 +276,7 @@ def test_what_all_ranks_hold_already_is_not_computed_again(pair: Service) -> Non
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_stops_with_exit_code_0(service: Service, signum: int) -> None:
+def test_stops_with_exit_code_0(service: SchedulerProcess, signum: int) -> None:
     service.process.send_signal(signum)
     assert service.process.wait(PATIENCE_S) == 0
 
@@ -346,7 +302,7 @@ def test_contradicting_sizes_are_one_clear_line() -> None:
 
 
 def test_a_flood_of_one_tenant_neither_fills_the_queue_for_another_nor_comes_first(tmp_path: Path) -> None:
-    service = Service(tmp_path, "--max-waiting-requests", "100")
+    service = SchedulerProcess(tmp_path, "--max-waiting-requests", "100")
     try:
         worker, gateway = service.worker(), service.gateway()
         gateway.wait_ready()

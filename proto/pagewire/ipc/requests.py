@@ -140,7 +140,11 @@ GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | Locate | WatchC
 
 
 class EngineState(enum.IntEnum):
+<<<<<<< HEAD
     """Whether the engine can run requests. DRAINING: it finishes what it has, and takes no new ones."""
+=======
+    """Whether the engine can run requests. DRAINING: it finishes what it has, takes no new requests, and then ends."""
+>>>>>>> D
 
     STARTING = 1
     READY = 2
@@ -182,7 +186,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=11):
     """State of scheduler and workers. `model` and `limits` are set once the engine has been READY.
 
-    While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE.
+    While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE, or
+    what it does while DRAINING.
     """
 
     state: EngineState

@@ -74,6 +74,8 @@ class _EngineStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """Running requests."""
     ENGINE_STATE_UNAVAILABLE: _EngineState.ValueType  # 3
     """The gateway has lost its scheduler, or the scheduler its workers."""
+    ENGINE_STATE_DRAINING: _EngineState.ValueType  # 4
+    """It was told to stop: it finishes the requests that it has, and takes no new ones."""
 
 class EngineState(_EngineState, metaclass=_EngineStateEnumTypeWrapper):
     """EngineState says whether the engine (scheduler and workers) can run requests."""
@@ -86,6 +88,8 @@ ENGINE_STATE_READY: EngineState.ValueType  # 2
 """Running requests."""
 ENGINE_STATE_UNAVAILABLE: EngineState.ValueType  # 3
 """The gateway has lost its scheduler, or the scheduler its workers."""
+ENGINE_STATE_DRAINING: EngineState.ValueType  # 4
+"""It was told to stop: it finishes the requests that it has, and takes no new ones."""
 global___EngineState = EngineState
 
 @typing.final

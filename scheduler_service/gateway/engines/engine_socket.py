@@ -76,6 +76,7 @@ class EngineSocket:
         self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
             secure_client(self._socket, address, connector.curve_keys, GATEWAY)
+            self._socket.setsockopt(zmq.IPV6, "[" in address)
             self._socket.connect(address)
         except CurveError as error:
             self._close_sockets(linger_s=0.0)

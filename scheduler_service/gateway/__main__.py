@@ -23,6 +23,7 @@ from scheduler_service.gateway.config import (
     ConnectionConfig,
     GatewayConfig,
 )
+from scheduler_service.gateway.engines.routing import RoutingPolicy
 from scheduler_service.gateway.exceptions import ModelFileError, StartError
 from scheduler_service.gateway.handlers import GRPC_LOGGER, CallersWhoLeft
 from scheduler_service.gateway.served_model import read_served_model
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             tls=_tls(flags),
             api_keys=flags.api_keys,
             curve_keys=flags.curve_keys,
+            routing=flags.routing,
             drain_timeout_s=flags.drain_timeout,
             http=flags.http,
             max_http_connections=flags.max_http_connections,
@@ -108,7 +110,16 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler-address",
         required=True,
         action="append",
-        help="ZeroMQ address of a scheduler's request socket; may be repeated",
+        metavar="ADDRESS",
+        help="ZeroMQ address of a scheduler's request socket, or dns+tcp://NAME:PORT for one at each address of a DNS "
+        "name; may be repeated",
+    )
+    add(
+        "--routing",
+        type=RoutingPolicy,
+        choices=tuple(RoutingPolicy),
+        default=RoutingPolicy.PREFIX,
+        help="which of several engines gets a request; prefix: the one that has most of the prompt cached",
     )
     add("--listen", action="append", default=[], help="HOST:PORT or unix:/path; may be repeated; port 0: any")
     add("--private-listen", action="append", default=[], metavar="unix:/path", help="the same without TLS and keys")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from scheduler_service.gateway.engines.routing import RoutingPolicy
 from scheduler_service.gateway.tls import TlsFiles
 
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
@@ -52,9 +53,10 @@ class GatewayConfig:
     ("host:port" or "unix:/path"; port 0 takes a free one), `scheduler_addresses` ZeroMQ ones. `tls` holds for the
     "host:port" ones, `api_keys` (a key file) for all. `private_listen` are unix sockets that only this user can reach,
     and ask for neither; at `health_listen` everybody gets grpc.health.v1, and nothing else. `drain_timeout_s` is how
-    long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for another scheduler when theirs
-    is gone. `http` is where HTTP is served ("host:port"), to `max_http_connections` at once. `supervisor_fd` is the
-    inherited socket to the supervisor. `curve_keys` is the directory with the keys for a scheduler on another machine.
+    long open calls may go on after SIGTERM, `recovery_timeout_s` how long they wait for an engine when theirs is gone;
+    `routing` says which of several engines gets a request. `http` is where HTTP is served ("host:port"), to
+    `max_http_connections` at once. `supervisor_fd` is the inherited socket to the supervisor. `curve_keys` is the
+    directory with the keys for schedulers on other machines.
     `engine_metrics`: /metrics tells the engine's part too. `log_prompts`: prompts go to the log.
     """
 
@@ -73,6 +75,7 @@ class GatewayConfig:
     recovery_timeout_s: float = DEFAULT_RECOVERY_TIMEOUT_S
     http: str | None = None
     max_http_connections: int = DEFAULT_MAX_HTTP_CONNECTIONS
+    routing: RoutingPolicy = RoutingPolicy.PREFIX
     supervisor_fd: int | None = None
     trust_request_chat_template: bool = False
     serves_channelz: bool = False

@@ -18,6 +18,7 @@ from scheduler_service.gateway.call_counter import CallCounter
 from scheduler_service.gateway.call_observer import CallObserver
 from scheduler_service.gateway.config import GatewayConfig
 from scheduler_service.gateway.engines.chooser import Chooser
+from scheduler_service.gateway.engines.discovery import check_addresses
 from scheduler_service.gateway.engines.engine_socket import Connector
 from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.exceptions import EngineUnavailableError
@@ -126,12 +127,13 @@ def _make_gateway(
 ) -> Gateway:
     version = importlib.metadata.version("pagewire")
     calls = OpenCalls()
+    check_addresses(config.scheduler_addresses, config.curve_keys)
     engines = EnginePool(
         config.scheduler_addresses,
         Connector(version, config.curve_keys),
         model.tokenizer,
         on_state_change=lambda: health.set_serving(state.find().is_serving),
-        chooser=Chooser(),
+        chooser=Chooser(config.routing),
         recovery_timeout_s=config.recovery_timeout_s,
     )
     state = ServiceState(engines, calls)

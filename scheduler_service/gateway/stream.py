@@ -150,13 +150,23 @@ class Stream:
         return self._is_accepted
 
     @property
+    def sequence_ids(self) -> "array[int]":
+        """The prompt, and all output that has arrived."""
+        return self.generation.prompt_ids + self._token_ids
+
+    @property
+    def has_got_further(self) -> bool:
+        """Whether output has arrived since it was last submitted."""
+        return len(self._token_ids) > self._num_submitted
+
+    @property
     def is_running(self) -> bool:
         """Whether the scheduler that has it has begun with it."""
-        return self._has_started or len(self._token_ids) > self._num_submitted
+        return self._has_started or self.has_got_further
 
     def note_death(self) -> None:
         """A worker died, maybe of this request, if it was running it."""
-        if len(self._token_ids) > self._num_submitted:
+        if self.has_got_further:
             self._num_deaths = 0
         self._num_deaths += self.is_running
 

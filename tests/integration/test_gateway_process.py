@@ -149,7 +149,7 @@ def test_unix_socket_of_a_dead_gateway_is_taken_over(model: Path, scheduler_addr
         (["--listen", "nonsense"], "neither HOST:PORT nor unix:/path"),
         (["--listen", "unix:/no/such/folder/g.sock"], "does not exist"),
         (["--listen", f"unix:/tmp/{'x' * 103}"], "longer than 107 bytes"),
-        (["--listen", "127.0.0.1:0", "--scheduler-address", "carrier-pigeon"], "cannot connect to the scheduler"),
+        (["--listen", "127.0.0.1:0", "--scheduler-address", "carrier-pigeon"], "is no address of a scheduler"),
     ],
 )
 def test_address_that_is_none_is_told(model: Path, scheduler_address: str, flags: list[str], problem: str) -> None:

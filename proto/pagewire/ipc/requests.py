@@ -140,11 +140,7 @@ GatewayMessage = Hello | Submit | Abort | Goodbye | GetMetrics | Locate | WatchC
 
 
 class EngineState(enum.IntEnum):
-<<<<<<< HEAD
-    """Whether the engine can run requests. DRAINING: it finishes what it has, and takes no new ones."""
-=======
     """Whether the engine can run requests. DRAINING: it finishes what it has, takes no new requests, and then ends."""
->>>>>>> D
 
     STARTING = 1
     READY = 2

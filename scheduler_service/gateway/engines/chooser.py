@@ -1,20 +1,87 @@
-"""Which engine gets a request?"""
+"""Which engine gets a stream? Keeps what a routing policy needs to know of each: its load, and what it has cached."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 
+from scheduler_service.gateway.engines.cache_watch import CacheSubscription
 from scheduler_service.gateway.engines.engine import Engine
-from scheduler_service.gateway.generation import Generation
+from scheduler_service.gateway.engines.engine_load import LoadEstimate, Share
+from scheduler_service.gateway.engines.prefix_map import PrefixMap
+from scheduler_service.gateway.engines.routing import Candidate, RoutingPolicy, make_router
+from scheduler_service.gateway.stream import Stream
 
 
 class Chooser:
-    """Follows the engines that are there, and chooses one for each request."""
+    """Follows the engines that are there. A single one is not asked for its cache, as there is nothing to choose."""
+
+    def __init__(self, policy: RoutingPolicy = RoutingPolicy.PREFIX) -> None:
+        self._policy = policy
+        self._router = make_router(policy)
+        self._prefixes = PrefixMap()
+        self._loads: dict[Engine, LoadEstimate] = {}
+        self._caches: dict[Engine, CacheSubscription] = {}
+        self._news = asyncio.Event()
+        self._shares: dict[Stream, Share] = {}
+        self._without_output: dict[Stream, None] = {}
 
     def add(self, engine: Engine) -> None:
         """An engine is there."""
+        self._loads[engine] = LoadEstimate()
+        self._caches[engine] = engine.cache.subscribe(self._news)
+        self._news.set()
 
     def remove(self, engine: Engine) -> None:
         """An engine is gone."""
+        del self._loads[engine]
+        engine.cache.unsubscribe(self._caches.pop(engine))
+        self._prefixes.forget(engine.address)
 
-    def choose(self, engines: Sequence[Engine], generation: Generation) -> Engine:
-        """One of several engines that are READY."""
-        return min(engines, key=lambda engine: engine.num_streams)
+    def note_load(self, engine: Engine) -> None:
+        """Its scheduler has told its load."""
+        self._loads[engine].take(engine.status.load)
+
+    def choose(self, engines: Sequence[Engine], stream: Stream) -> Engine:
+        """One of the engines, which are READY."""
+        if len(engines) == 1:
+            return engines[0]
+        self.catch_up()
+        token_ids, cached = stream.sequence_ids, dict[str, int]()
+        if self._policy is RoutingPolicy.PREFIX:
+            cached = self._prefixes.match(token_ids, stream.generation.cache_salt, time.monotonic())
+        by_address = {engine.address: engine for engine in engines}
+        candidates = [
+            Candidate(address, cached.get(address, 0), self._loads[engine].now)
+            for address, engine in by_address.items()
+        ]
+        return by_address[self._router.choose(candidates, len(token_ids))]
+
+    def note_placed(self, stream: Stream, engine: Engine) -> None:
+        """The engine has got the stream."""
+        token_ids, salt, num_cached = stream.sequence_ids, stream.generation.cache_salt, 0
+        if self._follows_caches and engine.status.limits is not None:
+            now_s = time.monotonic()
+            num_cached = self._prefixes.match(token_ids, salt, now_s).get(engine.address, 0)
+            self._prefixes.expect(engine.address, token_ids, salt, engine.status.limits.block_size, now_s)
+        self._shares[stream] = self._loads[engine].enter(len(token_ids) - num_cached)
+        self._without_output[stream] = None
+
+    def note_left(self, stream: Stream) -> None:
+        """No engine has the stream any more."""
+        self._shares.pop(stream).end()
+        self._without_output.pop(stream, None)
+
+    def catch_up(self) -> None:
+        """Take what has become known since the last time; called now and then, so that there is never much."""
+        for stream in [stream for stream in self._without_output if stream.has_got_further]:
+            self._shares[stream].note_output()
+            del self._without_output[stream]
+        if self._follows_caches and self._news.is_set():
+            self._news.clear()
+            for engine, cache in self._caches.items():
+                while (news := cache.take()) is not None:
+                    self._prefixes.take(engine.address, news)
+
+    @property
+    def _follows_caches(self) -> bool:
+        return self._policy is RoutingPolicy.PREFIX and len(self._loads) > 1

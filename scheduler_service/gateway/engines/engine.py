@@ -53,6 +53,9 @@ class Keeper(Protocol):
     def engine_changed(self, _engine: "Engine") -> None:
         """Its state is another one, or its scheduler."""
 
+    def engine_reported(self, engine: "Engine") -> None:
+        """Its scheduler has told its status."""
+
     def engine_lost(self, engine: "Engine", streams: list[Stream]) -> None:
         """Its scheduler is gone, and nobody runs these streams any more as far as is known."""
 
@@ -200,15 +203,17 @@ class Engine:
         is_newly_ready = status.state is EngineState.READY and (
             not self.is_ready or sender != self.scheduler_incarnation
         )
+        lost: list[Stream] = []
         if sender != self.scheduler_incarnation:
             logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self.address)
-            streams = self._part_from_scheduler()
+            lost = self._part_from_scheduler()
             if sender != self._lost_incarnation:
                 self._aborts.clear()
             self.scheduler_incarnation = sender
-            if streams:
-                self._keeper.engine_lost(self, streams)
         self._set_status(status, is_news=is_newly_ready)
+        if lost:
+            self._keeper.engine_lost(self, lost)
+        self._keeper.engine_reported(self)
         if is_newly_ready:
             self.cache.engine_is_ready()
 

@@ -29,6 +29,7 @@ from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.engines import status
 from scheduler_service.gateway.engines.cache_union import CacheUnion
 from scheduler_service.gateway.engines.chooser import Chooser
+from scheduler_service.gateway.engines.discovery import Discovery
 from scheduler_service.gateway.engines.engine import Engine
 from scheduler_service.gateway.engines.engine_socket import Connector
 from scheduler_service.gateway.engines.recovery import RecoveryCounts, WaitingStreams
@@ -82,7 +83,8 @@ class EnginePool:
         self._refusals: dict[Stream, Refusals] = {}
         self._wait_is_over = asyncio.Event()
         self._state = EngineState.STARTING
-        self._take_addresses(frozenset(addresses))
+        self._discovery = Discovery(addresses, self._take_addresses)
+        self._discovery.start()
         self._tending = asyncio.create_task(self._tend())
 
     # ---- what is known of the engines -----------------------------------------------------------------------------
@@ -169,7 +171,7 @@ class EnginePool:
         self._waiting.discard(stream)
         self._searches.discard(stream)
         self._refusals.pop(stream, None)
-        engine = self._engine_of.pop(stream, None)
+        engine = self._take_back(stream)
         if engine is not None:
             engine.close(stream)
 
@@ -182,13 +184,13 @@ class EnginePool:
     def shut_down(self) -> None:
         """Take leave of all engines, which stop all streams, and close the sockets."""
         self._tending.cancel()
+        self._discovery.close()
         self._wait_is_over.set()
         self.cache.close(GatewayDrainingError())
         for engine in self._engines.values():
             engine.shut_down(GatewayDrainingError())
         for stream in [*self._waiting.all(), *self._searches.all()]:
             self._fail(stream, GatewayDrainingError())
-        self._engine_of.clear()
         self._connector.close()
 
     def _place(self, stream: Stream) -> bool:
@@ -196,12 +198,25 @@ class EnginePool:
         refusals = self._refusals.get(stream, ())
         candidates = [engine for engine in self._usable() if engine.address not in refusals]
         while candidates:
-            engine = self._chooser.choose(candidates, stream.generation) if len(candidates) > 1 else candidates[0]
-            if engine.submit(stream):
-                self._engine_of[stream] = engine
+            engine = self._chooser.choose(candidates, stream)
+            if self._submit(stream, engine):
                 return True
             candidates.remove(engine)
         return False
+
+    def _submit(self, stream: Stream, engine: Engine) -> bool:
+        if not engine.submit(stream):
+            return False
+        self._engine_of[stream] = engine
+        self._chooser.note_placed(stream, engine)
+        return True
+
+    def _take_back(self, stream: Stream) -> Engine | None:
+        """The stream is no engine's any more; returns whose it was."""
+        engine = self._engine_of.pop(stream, None)
+        if engine is not None:
+            self._chooser.note_left(stream)
+        return engine
 
     def _search(self, stream: Stream) -> bool:
         """Ask who has the sequence of a request that is resumed, if it could be several. False: nobody is asked."""
@@ -222,18 +237,23 @@ class EnginePool:
         """An engine is in another state, or has another scheduler."""
         self._take_stock()
 
+    def engine_reported(self, engine: Engine) -> None:
+        """An engine has told its load."""
+        self._chooser.note_load(engine)
+
     def engine_lost(self, engine: Engine, streams: list[Stream]) -> None:
         """An engine's scheduler is gone, and with it whoever ran these streams."""
+        self._discovery.look_again()
         if streams:
             logger.warning("streams lost their engine num_streams=%d address=%s", len(streams), engine.address)
         for stream in streams:
-            del self._engine_of[stream]
+            self._take_back(stream)
             self._waiting.add(stream)
         self._take_stock()
 
     def stream_refused(self, engine: Engine, stream: Stream, rejected: Rejected) -> None:
         """An engine does not take a stream: others may, but what is wrong here is wrong there."""
-        self._engine_of.pop(stream, None)
+        self._take_back(stream)
         if rejected.reason is RejectReason.INVALID:
             self._fail(stream, to_error(rejected))
         elif stream.is_accepted and rejected.reason is RejectReason.UNAVAILABLE:
@@ -250,9 +270,7 @@ class EnginePool:
         if found is None:
             return
         stream, its_engine = found
-        if its_engine is not None and its_engine.submit(stream):
-            self._engine_of[stream] = its_engine
-        else:
+        if its_engine is None or not self._submit(stream, its_engine):
             self._place_or_wait(stream)
 
     # ---- looking after the streams --------------------------------------------------------------------------------
@@ -269,9 +287,9 @@ class EnginePool:
         """These engines are there, as far as anybody can tell without asking them."""
         for address in sorted(listed - self._engines.keys()):
             logger.info("engine listed address=%s", address)
-            self._engines[address] = Engine(address, self._connector, self, self.counts)
-            self._chooser.add(self._engines[address])
-            self.cache.add(self._engines[address])
+            engine = self._engines[address] = Engine(address, self._connector, self, self.counts)
+            self._chooser.add(engine)
+            self.cache.add(engine)
         self._listed = listed
         self._take_stock()
 
@@ -301,7 +319,7 @@ class EnginePool:
                 if not goes_on and not engine.is_silent:
                     stream.note_death()
                 engine.close(stream)
-                del self._engine_of[stream]
+                self._take_back(stream)
                 self._waiting.add(stream)
             logger.info("streams leave their engine num_streams=%d address=%s", len(streams), engine.address)
 
@@ -325,6 +343,7 @@ class EnginePool:
             for stream, error in self._waiting.overdue():
                 self._fail(stream, error)
             self._retire_unlisted()
+            self._chooser.catch_up()
             await asyncio.sleep(_TENDING_PERIOD_S)
 
     def _retire_unlisted(self) -> None:

@@ -43,6 +43,7 @@ class FakeScheduler:
         max_model_len: of the pretended model, in tokens.
         eos_token_ids: of the pretended model.
         state: told to gateways from the start.
+        ignores: messages of these kinds are not kept for `take`.
 
     While `is_silent` is set greetings are not answered; while `accepts` is not, requests are neither.
     """
@@ -55,6 +56,7 @@ class FakeScheduler:
         max_model_len: int = 512,
         eos_token_ids: tuple[int, ...] = (),
         state: EngineState = EngineState.READY,
+        ignores: tuple[type[msgspec.Struct], ...] = (),
     ) -> None:
         self.address = address
         self.incarnation = new_incarnation()
@@ -62,6 +64,7 @@ class FakeScheduler:
         self.limits = Limits(max_model_len, 256, 2048, 16, 4096)
         self.is_silent = False
         self.accepts = True
+        self._ignores = ignores
         self._status = self._make_status(state)
         self._codec: Codec[GatewayMessage] = Codec(GatewayMessage)
         self._arrived: queue.Queue[msgspec.Struct] = queue.Queue()
@@ -188,7 +191,8 @@ class FakeScheduler:
                     StepTokens(b"", b"", [], accepted=accepted), self.incarnation, envelope.sender
                 )
                 router.send_multipart([routing_id, news])
-            self._arrived.put(envelope.message)
+            if not isinstance(envelope.message, self._ignores):
+                self._arrived.put(envelope.message)
 
 
 def stop_at_length(stream_id: int) -> Ended:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
 
 _UNKNOWN_METHOD = "other"
+# gRPC sends what is left until a deadline in a few digits, rounded up by as much as this share of it. Besides, a call
+# may take longer to reach the server than the word that its caller has given up.
+_ROUNDED_UP, _ON_THE_WAY_S = 0.01, 0.1
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 _MAKERS: dict[tuple[bool, bool], Callable[..., "Handler"]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -75,13 +78,12 @@ class CallObserver(grpc.aio.ServerInterceptor):
     def _around(self, method: str, parent: TraceParent | None, context: Any) -> Iterator[None]:
         if parent is not None:
             set_trace_parent(parent)
+        given_s = context.time_remaining()
         with self._counter.call("grpc", method, "OK") as call:
             try:
                 yield
             except (asyncio.CancelledError, GeneratorExit):
-                remaining_s = context.time_remaining()
-                is_late = remaining_s is not None and remaining_s <= 0
-                call.code = "DEADLINE_EXCEEDED" if is_late else "CANCELLED"
+                call.code = "DEADLINE_EXCEEDED" if _is_late(context, given_s) else "CANCELLED"
                 raise
             except BaseException:
                 call.code = _code(context) or "UNKNOWN"
@@ -99,6 +101,14 @@ def _label(method: str) -> str:
     except KeyError:
         return _UNKNOWN_METHOD
     return f"{service}/{name}" if name in described.methods_by_name else _UNKNOWN_METHOD
+
+
+def _is_late(context: Any, given_s: float | None) -> bool:
+    """Whether a call that its caller left had reached its deadline there, of which it was told as this long away."""
+    remaining_s = context.time_remaining()
+    if given_s is None or remaining_s is None:
+        return False
+    return bool(remaining_s <= _ROUNDED_UP * given_s + _ON_THE_WAY_S)
 
 
 def _code(context: Any) -> str | None:

@@ -97,6 +97,12 @@ class FakeScheduler:
         assert isinstance(message, kind), f"{message} is no {kind.__name__}"
         return message
 
+    def take_next(self, kind: type[Message]) -> Message:
+        """The next message of this kind; what arrived before it is passed over."""
+        while not isinstance(message := self._arrived.get(timeout=PATIENCE_S), kind):
+            pass
+        return message
+
     def take_all(self) -> list[msgspec.Struct]:
         """What has arrived by now and was not taken."""
         messages = []

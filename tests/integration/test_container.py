@@ -83,7 +83,7 @@ def test_one_rank_that_ends_ends_all_and_says_why(start):
 
 
 def test_a_rank_that_makes_no_progress_ends_all(start):
-    container = start(2, "--step-timeout", "1")
+    container = start(2, "--step-timeout", "3")
     for rank in (0, 1):
         container.tell("ready", rank)
     wait_until(lambda: container.health("") == SERVING)

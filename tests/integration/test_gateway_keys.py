@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -97,12 +98,10 @@ def test_reflection_is_for_any_key(gateway: GatewayProcess) -> None:
 
 
 def test_channelz_is_for_admins(gateway: GatewayProcess) -> None:
-    channelz = pytest.importorskip("grpc_channelz.v1.channelz_pb2")
-    stubs = pytest.importorskip("grpc_channelz.v1.channelz_pb2_grpc")
-    stub = stubs.ChannelzStub(gateway.channel())
+    stub = channelz_pb2_grpc.ChannelzStub(gateway.channel())
     with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
-        stub.GetServers(channelz.GetServersRequest(), metadata=bearer("ana"))
-    servers = stub.GetServers(channelz.GetServersRequest(), metadata=bearer("root")).server
+        stub.GetServers(channelz_pb2.GetServersRequest(), metadata=bearer("ana"))
+    servers = stub.GetServers(channelz_pb2.GetServersRequest(), metadata=bearer("root")).server
     assert any(server.data.calls_started for server in servers)
 
 

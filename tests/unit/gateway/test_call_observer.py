@@ -156,7 +156,7 @@ def test_calls_are_counted_by_their_status(method: str, request_bytes: bytes, co
 @pytest.mark.parametrize("method", ["Unary", "Written", "Generated", "Both"])
 def test_a_caller_who_leaves_has_cancelled(method: str) -> None:
     async def work(bench: Bench) -> None:
-        call = asyncio.create_task(bench.call(method, b"wait"))
+        call = asyncio.create_task(bench.call(method, b"wait", timeout=PATIENCE_S))
         await bench.service.is_waiting.wait()
         call.cancel()
 
@@ -168,7 +168,8 @@ def test_a_deadline_that_passes_is_told_apart() -> None:
         # The connection is there, so the call reaches the server in time.
         await bench.call("Unary", b"")
         with pytest.raises(grpc.RpcError):
-            await bench.call("Written", b"wait", timeout=0.5)
+            # It arrives as 2.41 seconds.
+            await bench.call("Written", b"wait", timeout=2.4001)
 
     assert with_bench(work).counted == {(f"{NAME}/Unary", "OK"): 1, (f"{NAME}/Written", "DEADLINE_EXCEEDED"): 1}
 

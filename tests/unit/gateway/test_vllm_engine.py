@@ -5,8 +5,6 @@ import gc
 
 import pytest
 
-pytest.importorskip("smg_grpc_proto")
-
 from scheduler_service.gateway.engines.cache_watch import CacheNews
 from scheduler_service.gateway.vllm_engine.kv_events import KvEventWriter
 from scheduler_service.gateway.vllm_engine.open_requests import OpenRequests

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pagewire.ipc.cache_events import BlockRemoved, BlockStored
 from scheduler_service.gateway.engines.cache_watch import CacheNews
 
-EXPECTED_FOR_S = 10.0
+EXPECTED_FOR_S = 30.0
 """How long a prompt that was sent to an engine counts as cached there without the engine's word."""
 
 _TOKEN_BYTES = 4

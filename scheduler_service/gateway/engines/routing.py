@@ -8,11 +8,16 @@ from typing import Protocol
 
 from scheduler_service.gateway.engines.engine_load import EngineLoad
 
-MAX_LOAD_FACTOR = 1.25
-"""An engine with more work than this many times the mean is not asked for its cached prefixes."""
+CACHED_TOKEN_VALUE = 8
+"""How many tokens of work an engine may have more than another for each token of the prompt that it has cached more.
 
-LOAD_SLACK_TOKENS = 4096
-"""So much more it may have: where there is little work, no difference matters."""
+To compute a token again costs more than its own time: it delays whoever waits there, and evicts what others would have
+found.
+"""
+
+MAX_LOAD_FACTOR = 1.25
+LOAD_SLACK = 4
+"""An engine with more sequences than this factor times the mean, and so many more, is overloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +64,30 @@ class PrefixRouter:
     """Where the longest prefix of the prompt is cached, unless that engine has too much work compared to the others.
 
     The limit is that of consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018): a factor over
-    the mean. Of engines that have as much cached, the least loaded of two random ones gets the request: the loads that
-    other gateways see are as old as those seen here, and would all lead to the same engine (Mitzenmacher, "How Useful
-    Is Old Information?", 2000).
+    the mean. Below it, what is cached is weighed against work. Those with the longest prefix compete with two engines
+    drawn at random, not with all: other gateways see loads that are as old as those seen here, and all would find the
+    same engine to be the least loaded (Mitzenmacher, "How Useful Is Old Information?", 2000).
     """
 
     def __init__(self, source: random.Random) -> None:
         self._random = source
 
     def choose(self, candidates: Sequence[Candidate], num_prompt_tokens: int) -> str:
-        """The engine that has most of the prompt and not too much work."""
-        mean = sum(candidate.load.work for candidate in candidates) / len(candidates)
-        limit = MAX_LOAD_FACTOR * mean + LOAD_SLACK_TOKENS
-        free = [candidate for candidate in candidates if candidate.load.work <= limit]
+        """The engine that has most of the prompt for its work."""
+        mean = sum(candidate.load.num_sequences for candidate in candidates) / len(candidates)
+        limit = MAX_LOAD_FACTOR * mean + LOAD_SLACK
+        free = [candidate for candidate in candidates if candidate.load.num_sequences <= limit]
         most = max(candidate.num_cached_tokens for candidate in free)
-        best = [candidate for candidate in free if candidate.num_cached_tokens == most]
-        pair = self._random.sample(best, min(len(best), 2))
-        return min(pair, key=lambda candidate: candidate.load.work).engine
+        longest = [candidate for candidate in free if candidate.num_cached_tokens == most]
+        drawn = self._draw_two(free) + self._draw_two(longest)
+        return min(drawn, key=_cost).engine
+
+    def _draw_two(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        return self._random.sample(candidates, min(len(candidates), 2))
+
+
+def _cost(candidate: Candidate) -> int:
+    return candidate.load.work - CACHED_TOKEN_VALUE * candidate.num_cached_tokens
 
 
 class RoutingPolicy(enum.StrEnum):

@@ -36,7 +36,7 @@ def test_round_robin_and_random_look_at_nothing() -> None:
 
 
 def test_a_prompt_goes_where_most_of_it_is_cached() -> None:
-    load = EngineLoad(4, 2000)
+    load = EngineLoad(3, 500)
     candidates = [Candidate("a", 512, IDLE), Candidate("b", 768, load), Candidate("c", 0, IDLE)]
     assert count(router(), candidates) == {"b": 300}
 
@@ -49,6 +49,21 @@ def test_an_overloaded_engine_is_passed_over_for_the_next_best() -> None:
 def test_load_that_all_have_is_no_overload() -> None:
     candidates = [Candidate("a", 512, BUSY), Candidate("b", 0, BUSY), Candidate("c", 0, BUSY)]
     assert count(router(), candidates) == {"a": 300}
+
+
+def test_a_short_prefix_is_not_worth_much_work() -> None:
+    short, long = [
+        count(router(), [Candidate("a", num_tokens, EngineLoad(4, 500)), Candidate("b", 0, EngineLoad(3, 0))])
+        for num_tokens in (64, 512)
+    ]
+    assert (short, long) == ({"b": 300}, {"a": 300})
+
+
+def test_of_many_that_have_the_same_the_less_loaded_are_taken() -> None:
+    candidates = [Candidate(f"{number}", 512, EngineLoad(number, 0)) for number in range(30)]
+    chosen = count(router(), candidates)
+    assert len(chosen) > 10
+    assert sum(times for name, times in chosen.items() if int(name) < 15) > 250
 
 
 def test_what_nobody_has_goes_to_the_less_loaded_but_not_always_to_the_same() -> None:

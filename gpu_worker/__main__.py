@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from gpu_worker.config import ATTENTION_BACKENDS, DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
 from gpu_worker.cpu_limits import usable_cores
+from gpu_worker.stop import Stop
 from pagewire.ipc.logs import LogFormat, configure_logging
 from pagewire.ipc.supervision import Heart
 from pagewire.ipc.tracing import TracingError, open_tracer
@@ -45,11 +45,12 @@ def main() -> int:
     from gpu_worker.device import obstacle_to_device  # noqa: PLC0415
     from gpu_worker.worker import run_worker  # noqa: PLC0415
 
+    stop = Stop(config.drain_timeout_s)
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+        signal.signal(signum, stop.take_signal)
     status = 1
     try:
-        failure = obstacle_to_device(config.device) or run_worker(config, heart, tracer)
+        failure = obstacle_to_device(config.device) or run_worker(config, heart, tracer, stop)
         status = 0 if failure is None else _fail(failure)
         return status
     except SystemExit:
@@ -64,10 +65,6 @@ def main() -> int:
 def _fail(reason: str) -> int:
     print(f"gpu_worker: {reason}", file=sys.stderr, flush=True)
     return 1
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 def _parse() -> argparse.Namespace:
@@ -111,6 +108,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for a scheduler that is reached over a network"
     )
+    parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM, seconds to go on while the scheduler is there; a second signal, SIGINT, or 0: none",
+    )
     parser.add_argument("--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, over HTTP")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")
     parser.add_argument("--supervisor-fd", type=int, metavar="N", help="inherited socket to send heartbeats to")
@@ -139,6 +143,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         distributed_timeout_s=arguments.distributed_timeout_s,
         trace_dir=arguments.trace_dir,
         curve_keys=arguments.curve_keys,
+        drain_timeout_s=arguments.drain_timeout,
     )
 
 

@@ -29,6 +29,7 @@ class WorkerConfig:
         distributed_timeout_s: longest time that a rank waits for the others, once all are loaded.
         trace_dir: where to write at the end what was done when; None records nothing.
         curve_keys: directory with the keys for a scheduler that is reached over a network.
+        drain_timeout_s: how long it goes on after SIGTERM for a scheduler that drains.
 
     Raises:
         ValueError: a value makes no sense; the message says which.
@@ -52,6 +53,7 @@ class WorkerConfig:
     distributed_timeout_s: float = 60.0
     trace_dir: Path | None = None
     curve_keys: Path | None = None
+    drain_timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_keys(self.scheduler_address, self.curve_keys)
@@ -65,6 +67,8 @@ class WorkerConfig:
             _require_meeting_place(self.rank, self.tensor_parallel_size, self.distributed_address)
         if not 0 < self.distributed_timeout_s < float("inf"):
             raise ValueError(f"distributed timeout is {self.distributed_timeout_s} s: it must be above 0")
+        if self.drain_timeout_s < 0:
+            raise ValueError(f"drain timeout is {self.drain_timeout_s} s: it must be at least 0")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}: it must be at least 1")
         if not 0 < self.gpu_memory_utilization <= 1:

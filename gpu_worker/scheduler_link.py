@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from pagewire.ipc.codec import ANY, Codec, Envelope, ProtocolError, new_incarnation
 from pagewire.ipc.curve import WORKER, CurveError, secure_client
@@ -24,6 +25,7 @@ class SchedulerLink:
 
     Attributes:
         num_dropped: frames that were not for this worker or no message at all.
+        is_connected: whether a scheduler is there.
     """
 
     def __init__(self, address: str, curve_keys: Path | None = None) -> None:
@@ -34,13 +36,14 @@ class SchedulerLink:
         """
         self.incarnation = new_incarnation()
         self.num_dropped = 0
+        self.is_connected = False
         self._codec: Codec[SchedulerStepMessage] = Codec(SchedulerStepMessage)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         # What cannot be delivered now is not kept for a scheduler to come: it would be of no use to it.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -55,10 +58,11 @@ class SchedulerLink:
             raise AddressError(f"cannot connect to scheduler address {address!r}: {error.strerror}") from error
 
     def receive(self, timeout_s: float) -> Envelope[SchedulerStepMessage] | None:
-        """The next message for this worker, or None if there is none in time, or if a scheduler has just connected."""
+        """The next message for this worker, or None if there is none in time, or a scheduler has just come or gone."""
         ready = dict(self._poller.poll(int(timeout_s * 1000)))
         if self._monitor in ready:
-            self._monitor.recv_multipart()
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         if self._socket not in ready:
             return None
         frames = self._socket.recv_multipart()

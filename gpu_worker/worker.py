@@ -26,6 +26,7 @@ from gpu_worker.kv_cache import CacheTooSmallError, ModelTooLargeError
 from gpu_worker.model_runner import DeviceError, ModelRunner, OnProgress, PendingStep
 from gpu_worker.parallel import RanksLostError
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
+from gpu_worker.stop import Stop
 from pagewire.ipc.codec import ANY, Envelope
 from pagewire.ipc.steps import (
     AllocateCache,
@@ -76,6 +77,7 @@ class Worker:
         recorder: told what launching and answering each step takes.
         heart: told what is begun and done.
         spans: told of each step, if this worker traces.
+        stop: says when to end.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Worker:
         recorder: Recorder = NO_TRACE,
         heart: Heart = NO_HEART,
         spans: "SlotSpans | None" = None,
+        stop: Stop | None = None,
     ) -> None:
         self._hello = hello
         self._runner = runner
@@ -95,6 +98,7 @@ class Worker:
         self._recorder = recorder
         self._heart = heart
         self._spans = spans
+        self._stop = stop or Stop()
         self._scheduler = ANY
         self._left: tuple[LeftSequence, ...] = ()
         self._pending: deque[PendingStep] = deque()
@@ -123,6 +127,7 @@ class Worker:
     def _turn(self) -> None:
         """Do what the next message says, or pass on what is done, or greet if nobody speaks."""
         envelope = self._link.receive(self._idle_s)
+        self._stop.check(has_scheduler=self._link.is_connected)
         if envelope is not None:
             self._take(envelope)
         elif not self._pending:
@@ -157,6 +162,7 @@ class Worker:
         elif isinstance(message, AllocateCache):
             self._finish_pending()
             was_there = self._runner.allocate(message.num_blocks, self._throttled_progress())
+            self._stop.is_computing = True
             self._link.send(WorkerReady(self._hello.rank, self._left if was_there else ()), self._scheduler)
             self._left = ()
             self._note_rest()
@@ -174,6 +180,7 @@ class Worker:
     def _configure(self, scheduler: bytes, engine: EngineConfig) -> None:
         """Follow this scheduler and have what it wants loaded."""
         self._heart.note(ProcessState.STARTING, "loading")
+        self._stop.is_computing = False
         self._finish_pending()
         if scheduler != self._scheduler:
             logger.info("following scheduler incarnation=%s", scheduler.hex())
@@ -223,8 +230,10 @@ class Worker:
         return report
 
 
-def run_worker(config: WorkerConfig, heart: Heart = NO_HEART, tracer: "Tracer | None" = None) -> str | None:
-    """Run a worker until it fails; returns why, in one line."""
+def run_worker(
+    config: WorkerConfig, heart: Heart = NO_HEART, tracer: "Tracer | None" = None, stop: Stop | None = None
+) -> str | None:
+    """Run a worker until it is told to stop, or fails; returns why, in one line."""
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
@@ -232,7 +241,7 @@ def run_worker(config: WorkerConfig, heart: Heart = NO_HEART, tracer: "Tracer | 
         link = SchedulerLink(config.scheduler_address, config.curve_keys)
         heart.incarnation = link.incarnation.hex()
         spans = _slot_spans(tracer, config.rank)
-        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart, spans).run()
+        Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart, spans, stop).run()
     except Exception as error:
         return _describe(error)
     return None

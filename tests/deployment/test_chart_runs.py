@@ -36,7 +36,7 @@ class Pods:
             "/etc/pagewire/curve": str(folder / "keys"),
             "/run/pagewire": str(folder / "run"),
             "/models/model": str(model),
-            "tcp://llm-pagewire-scheduler.serving.svc.cluster.local:5555": f"tcp://127.0.0.1:{self._first_port + 3}",
+            "llm-pagewire-scheduler.serving.svc.cluster.local.:5555": f"localhost:{self._first_port + 3}",
         }
         self._pods = {
             "gateway": find("Deployment", "gateway", "cpu-demo", *SETTINGS)["spec"]["template"],

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from scheduler_service.gateway.engines.routing import RoutingPolicy
 from tests.fakes.chart import CHART, VALUE_FILES, arguments, container, find, has, helm, pods
 
 GATEWAY, ENGINE = "gateway", "engine"
@@ -38,18 +39,40 @@ def test_gateway_deployment():
     assert {"hostname", "zone"} == {c["topologyKey"].split("/")[1] for c in pod["spec"]["topologySpreadConstraints"]}
 
 
+def seconds(line, flag):
+    """What a command line says for a flag with a number."""
+    (found,) = [part for part in line if part.startswith(f"{flag}=")]
+    return float(found.partition("=")[2])
+
+
+@pytest.mark.parametrize("settings", [(), ("engine.drainSeconds=0", "engine.preStopSeconds=0")])
 @pytest.mark.parametrize("values", VALUE_FILES)
-def test_pods_have_time_to_drain(values):
+def test_pods_have_time_to_drain(values, settings):
+    for pod in pods(values, *settings):
+        grace = pod["spec"].get("terminationGracePeriodSeconds")
+        for found in pod["spec"]["containers"]:
+            if found["name"] not in ("gateway", "scheduler", "worker"):
+                continue
+            line, stop = arguments(pod, found["name"]), found.get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})
+            needed = seconds(line, "--drain-timeout")
+            if found["name"] != "gateway":
+                assert needed < seconds(line, "--grace-s")
+                needed = seconds(line, "--grace-s")
+            assert stop["preStop"]["sleep"]["seconds"] + needed + 5 <= grace
+
+
+@pytest.mark.parametrize("values", VALUE_FILES)
+def test_workers_outlive_the_drain_of_their_scheduler(values):
+    kind = "LeaderWorkerSet" if has("LeaderWorkerSet", values) else "StatefulSet"
+    spec = find(kind, ENGINE, values)["spec"]
+    engine = spec["leaderWorkerTemplate"]["leaderTemplate"] if kind == "LeaderWorkerSet" else spec["template"]
+    scheduler = arguments(engine, "scheduler")
+    assert seconds(scheduler, "--drain-timeout") >= 10
     for pod in pods(values):
-        stops = [c["lifecycle"]["preStop"]["sleep"]["seconds"] for c in pod["spec"]["containers"] if "lifecycle" in c]
-        drains = [
-            float(argument.partition("=")[2])
-            for c in pod["spec"]["containers"]
-            for argument in c["args"]
-            if argument.startswith("--drain-timeout=")
-        ]
-        if stops:
-            assert max(stops) + max(drains, default=0) < pod["spec"]["terminationGracePeriodSeconds"]
+        for found in pod["spec"]["containers"]:
+            if found["name"] == "worker":
+                assert found["lifecycle"] == container(engine, "scheduler")["lifecycle"]
+                assert seconds(arguments(pod, "worker"), "--drain-timeout") > seconds(scheduler, "--grace-s")
 
 
 def test_gateway_with_tls_and_keys():
@@ -137,6 +160,11 @@ def test_gateway_network_policy():
     assert reached[5555] == [{"podSelector": {"matchLabels": labels(ENGINE)}}]
     assert 443 not in reached
     assert "from" not in find("NetworkPolicy", GATEWAY, "defaults")["spec"]["ingress"][0]
+    elsewhere = "gateway.schedulerAddresses={tcp://10.0.0.7:5555,tcp://[fd00::7]:6000,dns+tcp://engines.llm:6000}"
+    rules = find("NetworkPolicy", GATEWAY, "mtls", elsewhere)["spec"]["egress"]
+    assert {"ports": [{"port": 5555}, {"port": 6000}]} in rules
+    asked = [port for port in reached if port == 53]
+    assert asked, "names cannot be looked up"
     traced = find("NetworkPolicy", GATEWAY, "one-gpu")["spec"]["egress"]
     assert {"port": 4318} in [port for rule in traced for port in rule["ports"]]
 
@@ -165,6 +193,7 @@ def test_engine_stateful_set():
     manifest = find("StatefulSet", ENGINE, "tensor-parallel")
     spec, pod = manifest["spec"], manifest["spec"]["template"]
     assert spec["serviceName"] == "llm-pagewire-scheduler"
+    assert spec["minReadySeconds"] == 30
     worker = container(pod, "worker")
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == 4
     assert "--ranks=4" in worker["args"]
@@ -234,8 +263,24 @@ def test_scheduler_service(values):
     named = {p["name"]: p["containerPort"] for c in engines[0]["spec"]["containers"] for p in c["ports"]}
     assert {p["targetPort"]: p["port"] for p in service["ports"]}.items() <= named.items()
     gateway = find("Deployment", GATEWAY, values)["spec"]["template"]
-    address = "--scheduler-address=tcp://llm-pagewire-scheduler.serving.svc.cluster.local:5555"
+    address = "--scheduler-address=dns+tcp://llm-pagewire-scheduler.serving.svc.cluster.local.:5555"
     assert address in arguments(gateway, GATEWAY)
+
+
+def test_gateway_with_engines_elsewhere():
+    elsewhere = "gateway.schedulerAddresses={tcp://10.0.0.7:5555,tcp://[fd00::7]:6000,dns+tcp://engines.llm:6000}"
+    gateway = find("Deployment", GATEWAY, "defaults", elsewhere)["spec"]["template"]
+    assert [part for part in arguments(gateway, GATEWAY) if part.startswith("--scheduler-address")] == [
+        "--scheduler-address=tcp://10.0.0.7:5555",
+        "--scheduler-address=tcp://[fd00::7]:6000",
+        "--scheduler-address=dns+tcp://engines.llm:6000",
+    ]
+
+
+@pytest.mark.parametrize("policy", RoutingPolicy)
+def test_gateway_routes_as_it_is_told(policy):
+    pod = find("Deployment", GATEWAY, "defaults", f"gateway.routing={policy}")["spec"]["template"]
+    assert f"--routing={policy}" in arguments(pod, GATEWAY)
 
 
 def test_scaled_object():

@@ -54,6 +54,11 @@ def test_typo_is_refused(setting, named, release):
         ('gateway.image.digest="latest"', "digest"),
         ('tests.chaos.enabled="yes"', "enabled"),
         ("tls.clientAuth=true", "tls"),
+        ('gateway.schedulerAddresses=["engines:5555"]', "schedulerAddresses"),
+        ('gateway.schedulerAddresses=["dns://engines:5555"]', "schedulerAddresses"),
+        ('gateway.schedulerAddresses=["tcp://fd00::7:5555"]', "schedulerAddresses"),
+        ("engine.minReadySeconds=-1", "minReadySeconds"),
+        ('gateway.routing="fastest"', "routing"),
     ],
 )
 def test_what_makes_no_sense_is_refused(setting, named):

@@ -10,20 +10,20 @@ from pagewire.ipc.supervision import Heart, ProcessState
 
 
 def main() -> None:
-    """Run until SIGTERM, or until a file says otherwise: `ready-RANK`, `hang-RANK`, `end-RANK`."""
+    """Run until SIGTERM, or until a file says otherwise: `ready-RANK`, `linger-RANK`, `hang-RANK`, `end-RANK`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--supervisor-fd", type=int, required=True)
     parser.add_argument("--rank", default="none")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     heart = Heart(options.supervisor_fd)
     heart.start()
-    (options.folder / f"started-{options.rank}").touch()
 
     def told(what: str) -> bool:
         return (options.folder / f"{what}-{options.rank}").exists()
 
+    signal.signal(signal.SIGTERM, lambda *_: None if told("linger") else sys.exit(0))
+    (options.folder / f"started-{options.rank}").touch()
     while True:
         if told("end"):
             sys.exit(f"rank {options.rank} was told to end")

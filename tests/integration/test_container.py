@@ -100,6 +100,28 @@ def test_a_process_that_is_no_rank_gets_no_rank(start):
     assert container.end()[0] == 0
 
 
+def test_a_process_has_time_to_end_and_is_not_ready_meanwhile(start):
+    container = start(1, "--grace-s", str(10 * PATIENCE_S))
+    container.tell("ready", 0)
+    wait_until(lambda: container.health("") == SERVING)
+    container.tell("linger", 0)
+    container.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: container.health("") == NOT_SERVING)
+    assert container.health("liveness") == SERVING
+    container.tell("end", 0)
+    assert container.end()[0] == 0
+
+
+def test_a_process_that_hangs_before_it_ends_is_killed(start):
+    container = start(1, "--grace-s", str(10 * PATIENCE_S), "--step-timeout", "1")
+    container.tell("ready", 0)
+    container.tell("linger", 0)
+    wait_until(lambda: container.health("") == SERVING)
+    container.process.send_signal(signal.SIGTERM)
+    container.tell("hang", 0)
+    assert container.end()[0] == 0
+
+
 def test_an_address_in_use_is_told(start):
     container = start(1)
     assert container.health("liveness") == SERVING

@@ -46,13 +46,13 @@
 {{- printf "%s-gateway.%s.svc.%s" (include "pagewire.fullname" .) .Release.Namespace .Values.clusterDomain -}}
 {{- end -}}
 
-{{/* The service of the schedulers, and the address of one of them. */}}
+{{/* The service of the schedulers, and the address that stands for all of them. The dot saves questions for longer names. */}}
 {{- define "pagewire.schedulerService" -}}
 {{- include "pagewire.fullname" . }}-scheduler
 {{- end -}}
 
 {{- define "pagewire.schedulerAddress" -}}
-{{- printf "tcp://%s.%s.svc.%s:5555" (include "pagewire.schedulerService" .) .Release.Namespace .Values.clusterDomain -}}
+{{- printf "dns+tcp://%s.%s.svc.%s.:5555" (include "pagewire.schedulerService" .) .Release.Namespace .Values.clusterDomain -}}
 {{- end -}}
 
 {{- define "pagewire.image" -}}

@@ -25,6 +25,9 @@ async def run_until_one_ends(
 ) -> None:
     """Run processes until told to stop; all are gone on return, however it comes about.
 
+    From the word to stop on, probes hear that the processes are not ready, while these finish what they do; one that
+    hangs meanwhile is killed.
+
     Args:
         specs: the processes; they send heartbeats.
         health_address: where probes ask, HOST:PORT.
@@ -40,7 +43,7 @@ async def run_until_one_ends(
     watchdog = Watchdog(lambda: children, lambda _child: (0, ""), heartbeat_timeout_s)
     async with Health(health_address) as health:
         runs = {asyncio.create_task(child.run()): child for child in children}
-        others = [asyncio.create_task(task) for task in (watchdog.run(), _tell(watchdog, health))]
+        others = [asyncio.create_task(task) for task in (watchdog.run(), _tell(watchdog, health, stop))]
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([stopping, *runs, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -49,15 +52,17 @@ async def run_until_one_ends(
                 for child in children:
                     child.kill()
         finally:
-            await _cancel([stopping, *runs, *others])
+            await _cancel([stopping, *runs])
+            await _cancel(others)
     if ended is not None and not stop.is_set():
         raise ServiceError(f"{ended.spec.name} ended with {ended.end}: {ended.last_line or 'it said nothing'}")
 
 
-async def _tell(watchdog: Watchdog, health: Health) -> None:
+async def _tell(watchdog: Watchdog, health: Health, stop: asyncio.Event) -> None:
     while True:
         states = {process.state for process in watchdog.report().processes}
-        await health.set(is_ready=states.issubset(_READY), is_live=states.isdisjoint(_LOST))
+        is_ready = states.issubset(_READY) and not stop.is_set()
+        await health.set(is_ready=is_ready, is_live=states.isdisjoint(_LOST))
         await asyncio.sleep(_POLL_S)
 
 

@@ -35,6 +35,8 @@ class Runner:
 class Link:
     """Brings one step, and keeps what is sent."""
 
+    is_connected = True
+
     def __init__(self) -> None:
         self.steps = [make_step([0], [1], [1])]
         self.sent: list[Any] = []

@@ -47,6 +47,7 @@ metadata:
 {{- $engine := .values -}}
 {{- include "pagewire.podDefaults" .root }}
 {{ include "pagewire.placement" . | trim }}
+{{- /* drainSeconds for the scheduler, and 5, 10, 15 more: its process 1, its workers, their process 1. */}}
 terminationGracePeriodSeconds: {{ add $engine.preStopSeconds $engine.drainSeconds 30 }}
 {{- $fetch := include "pagewire.modelInit" (dict "root" .root "tokenizerOnly" false) | trim }}
 {{- $driver := include "pagewire.tritonInit" .root | trim }}

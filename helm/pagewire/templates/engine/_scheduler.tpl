@@ -8,6 +8,7 @@
     - --name=scheduler
     - --health-listen=0.0.0.0:8086
     - --step-timeout=30
+    - --grace-s={{ add .Values.engine.drainSeconds 5 }}
     - --log-level={{ .Values.logLevel }}
     - --log-format=json
     - --
@@ -76,6 +77,7 @@
 - --model-name={{ include "pagewire.modelName" . }}
 - --metrics=0.0.0.0:9400
 - --orphan-grace-s={{ $scheduler.orphanGraceSeconds }}
+- --drain-timeout={{ .Values.engine.drainSeconds }}
 {{- with $scheduler.blockSize }}
 - --block-size={{ int64 . }}
 {{- end }}

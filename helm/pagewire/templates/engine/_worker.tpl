@@ -13,6 +13,7 @@
     - --host-index=$(LWS_WORKER_INDEX)
     {{- end }}
     - --step-timeout={{ $worker.stepTimeoutSeconds }}
+    - --grace-s={{ add $engine.drainSeconds 15 }}
     - --log-level={{ .Values.logLevel }}
     - --log-format=json
     - --
@@ -45,11 +46,11 @@
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 6
-  {{- if add $engine.preStopSeconds $engine.drainSeconds }}
+  {{- if $engine.preStopSeconds }}
   lifecycle:
     preStop:
       sleep:
-        seconds: {{ add $engine.preStopSeconds $engine.drainSeconds }}
+        seconds: {{ $engine.preStopSeconds }}
   {{- end }}
   {{- include "pagewire.containerDefaults" . | nindent 2 }}
   resources:
@@ -99,6 +100,7 @@
 - --cpu-memory-gib={{ . }}
 {{- end }}
 - --load-format={{ $worker.loadFormat }}
+- --drain-timeout={{ add .Values.engine.drainSeconds 10 }}
 {{- include "pagewire.logArgs" . }}
 {{- with $worker.extraArgs }}
 {{ toYaml . }}

@@ -79,6 +79,7 @@
 {{- range default (list (include "pagewire.schedulerAddress" .)) $gateway.schedulerAddresses }}
 - --scheduler-address={{ . }}
 {{- end }}
+- --routing={{ $gateway.routing }}
 - --curve-keys=/etc/pagewire/curve
 - --listen=0.0.0.0:50051
 - --health-listen=0.0.0.0:8086

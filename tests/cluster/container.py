@@ -12,9 +12,8 @@ import psutil
 
 from tests.cluster.image import expand, image_environment, start_script
 from tests.cluster.network import Link
+from tests.cluster.waiting import until
 from tests.fakes.chart import Manifest
-
-_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,7 @@ class Container:
                 stdout=log,
                 stderr=log,
             )
-        while self._process.returncode is None and self._first() is None:
-            await asyncio.sleep(_POLL_S)
+        await until(lambda: self._process.returncode is not None or self._first() is not None)
 
     async def wait(self) -> int:
         """How it ended: its exit status, or the negative number of a signal."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tests.cluster.pod import Node, Pod
+from tests.cluster.waiting import until
 from tests.fakes.chart import Manifest
-from tests.fakes.patience import PATIENCE_S
 
 _POLL_S = 0.1
 
@@ -40,11 +40,11 @@ class _Pods:
         self._node = node
 
     async def wait_until_ready(self) -> None:
-        await _until(lambda: sum(pod.is_ready for pod in self.pods) >= self._spec["replicas"])
+        await until(lambda: sum(pod.is_ready for pod in self.pods) >= self._spec["replicas"])
 
     async def delete(self) -> None:
         await asyncio.gather(*(self._end(pod) for pod in self.pods if not pod.is_deleting))
-        await _until(lambda: not self.pods)
+        await until(lambda: not self.pods)
 
     def _begin(self, name: str) -> Pod:
         pod = Pod(self._spec["template"], name, self._namespace, self._node)
@@ -113,9 +113,3 @@ CONTROLLERS: dict[str, type[Deployment] | type[StatefulSet]] = {"Deployment": De
 
 def _share(limit: int | str, replicas: int, rounded: Callable[[float], int]) -> int:
     return limit if isinstance(limit, int) else rounded(int(limit.rstrip("%")) * replicas / 100)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(_POLL_S)

@@ -37,7 +37,7 @@ def start_script(
     container: Manifest,
     pod: Manifest,
 ) -> str:
-    """What makes the file system, in mount, process and host name namespaces of its own, and then becomes the container.
+    """What makes the file system, in mount, process and host name namespaces, and then becomes the container.
 
     Its own arguments are the environment, as env(1) takes it, and the command.
 

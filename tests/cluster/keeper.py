@@ -1,4 +1,4 @@
-"""How does the kubelet keep one container running? It starts it, listens to its probes, ends it, and starts it again."""
+"""How does the kubelet keep a container running? It starts it, listens to its probes, ends it, and starts it again."""
 
 import asyncio
 import itertools

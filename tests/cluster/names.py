@@ -1,7 +1,7 @@
 """Which addresses has a name in the cluster? Those of a service's pods, by the rules of Kubernetes, over DNS.
 
-A service with an address of its own would spread connections over its ready pods. Here its name stands for the addresses
-of these pods, as a headless service's does, and callers spread.
+A service with an address of its own would spread connections over its ready pods. Here its name stands for the
+addresses of these pods, as a headless service's does, and callers spread.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -11,10 +11,8 @@ from tests.cluster.container import Container, Surroundings
 from tests.cluster.keeper import Keeper
 from tests.cluster.network import Link, Network
 from tests.cluster.volumes import Stores, Volumes
+from tests.cluster.waiting import until
 from tests.fakes.chart import Manifest
-from tests.fakes.patience import PATIENCE_S
-
-_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +93,9 @@ class Pod:
 
     async def wait_until_ready(self) -> None:
         """Wait for all its containers."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not self.is_ready:
-                if self._starting is not None and self._starting.done():
-                    self._starting.result()
-                await asyncio.sleep(_POLL_S)
+        assert self._starting is not None
+        await self._starting
+        await until(lambda: self.is_ready)
 
     async def delete(self) -> None:
         """What `kubectl delete pod` does: out of the services, hooks, SIGTERM, and SIGKILL after the grace period."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.cluster.cluster import Cluster
 from tests.cluster.pod import Pod
 from tests.cluster.volumes import Stores
+from tests.cluster.waiting import until
 from tests.fakes.chart import Manifest
-from tests.fakes.patience import PATIENCE_S
 
 PORT, ECHO = 8086, 7000
 LABELS = {"app": "stand-in"}
@@ -64,12 +64,6 @@ def run(folder: Path, act: Callable[[Cluster], Awaitable[None]], *manifests: Man
             await act(cluster)
 
     asyncio.run(scene())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def story(pod: Pod) -> list[str]:

@@ -97,4 +97,4 @@ async def run_scenarios(
 
 
 def _engine(cluster: Cluster) -> Pod:
-    return cluster.controllers[ENGINES].pods[1]
+    return cluster.controllers[ENGINES].pods[-1]

@@ -27,6 +27,9 @@ class Controller(Protocol):
     async def wait_until_ready(self) -> None:
         """Wait for all pods."""
 
+    async def lose(self, pod: Pod) -> None:
+        """Lose the machine under a pod: nobody hears of it any more, and another pod takes its place."""
+
     async def delete(self) -> None:
         """Delete all pods."""
 
@@ -42,6 +45,12 @@ class _Pods:
     async def wait_until_ready(self) -> None:
         await until(lambda: sum(pod.is_ready for pod in self.pods) >= self._spec["replicas"])
 
+    async def lose(self, pod: Pod) -> None:
+        assert pod.link is not None
+        pod.link.cut()
+        await self._end(pod, 0.0)
+        self._begin(self._name_after(pod))
+
     async def delete(self) -> None:
         await asyncio.gather(*(self._end(pod) for pod in self.pods if not pod.is_deleting))
         await until(lambda: not self.pods)
@@ -52,9 +61,13 @@ class _Pods:
         pod.start()
         return pod
 
-    async def _end(self, pod: Pod) -> None:
-        await pod.delete()
+    async def _end(self, pod: Pod, grace_s: float | None = None) -> None:
+        await pod.delete(grace_s)
         self.pods.remove(pod)
+
+    def _name_after(self, pod: Pod) -> str:
+        """Of the pod that takes the place of another."""
+        return pod.name
 
 
 class Deployment(_Pods):
@@ -88,6 +101,9 @@ class Deployment(_Pods):
                 await asyncio.sleep(_POLL_S)
         await self.wait_until_ready()
         await asyncio.gather(*ending)
+
+    def _name_after(self, pod: Pod) -> str:
+        return self._next_name()
 
     def _next_name(self) -> str:
         return f"{self._name}-{next(self._numbers)}"

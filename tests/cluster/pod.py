@@ -97,11 +97,16 @@ class Pod:
         await self._starting
         await until(lambda: self.is_ready)
 
-    async def delete(self) -> None:
-        """What `kubectl delete pod` does: out of the services, hooks, SIGTERM, and SIGKILL after the grace period."""
+    async def delete(self, grace_s: float | None = None) -> None:
+        """What `kubectl delete pod` does: out of the services, hooks, SIGTERM, and SIGKILL after the grace period.
+
+        Args:
+            grace_s: instead of what the manifest says.
+        """
         self.is_deleting = True
         self._tell("is being deleted")
-        grace_s = self.manifest["spec"].get("terminationGracePeriodSeconds", 30)
+        if grace_s is None:
+            grace_s = self.manifest["spec"].get("terminationGracePeriodSeconds", 30)
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         await asyncio.gather(*(keeper.end(grace_s) for keeper in self._keepers.values()))

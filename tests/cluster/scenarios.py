@@ -52,6 +52,19 @@ async def engine_killed(cluster: Cluster, plan: Plan) -> None:
     await until(lambda: engine.is_ready)
 
 
+async def engine_lost(cluster: Cluster, plan: Plan) -> None:
+    """The machine under one engine is gone without a word, and the engine comes back elsewhere, at a new address."""
+    await cluster.controllers[ENGINES].lose(_engine(cluster))
+
+
+async def gateway_killed(cluster: Cluster, plan: Plan) -> None:
+    """All processes of one gateway die at once, and it comes back."""
+    gateway = cluster.controllers[GATEWAYS].pods[-1]
+    gateway.kill()
+    await until(lambda: not gateway.is_ready)
+    await until(lambda: gateway.is_ready)
+
+
 async def engine_cut_off(cluster: Cluster, plan: Plan) -> None:
     """Nothing that one engine and the gateways send each other arrives, for a while."""
     engine = _engine(cluster)
@@ -68,6 +81,8 @@ SCENARIOS: dict[str, Callable[[Cluster, Plan], Awaitable[None]]] = {
     "rolling-gateways": rolling_gateways,
     "engine-killed": engine_killed,
     "engine-cut-off": engine_cut_off,
+    "engine-lost": engine_lost,
+    "gateway-killed": gateway_killed,
 }
 
 
@@ -97,4 +112,4 @@ async def run_scenarios(
 
 
 def _engine(cluster: Cluster) -> Pod:
-    return cluster.controllers[ENGINES].pods[-1]
+    return max(cluster.controllers[ENGINES].pods, key=lambda pod: pod.name)

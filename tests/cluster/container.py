@@ -77,6 +77,11 @@ class Container:
             self._root.rmdir()
         return status
 
+    def last_words(self) -> str:
+        """The last line that it wrote, which Kubernetes shows too."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return lines[-1] if lines else "it said nothing"
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to its first process; if that is killed, so are all others of it."""
         first = self._first()

@@ -77,8 +77,9 @@ class Keeper:
         if not self._ended.done():
             self._tell(f"its {listening.result()} probe failed")
             await self._stop(container, self._grace_s)
+        else:
+            self._tell_end(container)
         self._container = None
-        self._tell(f"ended with {self._ended.result()}")
 
     async def _stop(self, container: Container, grace_s: float) -> None:
         clock = asyncio.get_running_loop().time
@@ -93,7 +94,12 @@ class Keeper:
         if not done:
             self._tell(f"was killed, since it had not ended after {grace_s} s")
             container.send(signal.SIGKILL)
-        self._tell(f"ended with {await self._ended}")
+            await self._ended
+        self._tell_end(container)
+
+    def _tell_end(self, container: Container) -> None:
+        status = self._ended.result()
+        self._tell(f"ended with {status}{status and f': {container.last_words()}' or ''}")
 
     async def _pre_stop(self, container: Container, hook: Manifest) -> None:
         """Run the hook, or wait for the container's own end, whichever comes first."""

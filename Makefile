@@ -14,6 +14,7 @@ PYTEST_ARGS ?=
 PYTEST_PROCESSES ?= -n logical --maxprocesses 4 --dist worksteal
 CHAOS_ARGS ?=
 HOSTILE_ARGS ?=
+CLUSTER_ARGS ?=
 BENCH_ARGS ?= --concurrency 8 --input-len 128 --output-len 128
 
 VENV := .venv
@@ -27,7 +28,7 @@ override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos hostile lint format proto bench clean
+.PHONY: help run test chaos cluster hostile lint format proto bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ test: $(VENV)/.test ## Run the tests; PYTEST_ARGS="-k name"
 
 chaos: $(VENV)/.test ## Kill processes under load and check every stream; CHAOS_ARGS="--kills 100 --victims worker"
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+cluster: $(VENV)/.test ## Run the chart's pods here as root and restart, kill, cut them off; CLUSTER_ARGS="--streams 50"
+	$(BIN)/python -m tests.cluster $(CLUSTER_ARGS)
 
 hostile: $(VENV)/.test ## Attack a service with 100,000 messages and bad connections; HOSTILE_ARGS="--cases 10000"
 	$(BIN)/python -m tests.hostile $(HOSTILE_ARGS)

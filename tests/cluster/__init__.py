@@ -1,0 +1,1 @@
+"""A stand-in for a Kubernetes cluster on one machine: the chart's pods in namespaces of Linux, and a small kubelet."""

@@ -99,7 +99,7 @@ class Keeper:
 
     def _tell_end(self, container: Container) -> None:
         status = self._ended.result()
-        self._tell(f"ended with {status}{status and f': {container.last_words()}' or ''}")
+        self._tell(f"ended with {status}{(status and f': {container.last_words()}') or ''}")
 
     async def _pre_stop(self, container: Container, hook: Manifest) -> None:
         """Run the hook, or wait for the container's own end, whichever comes first."""

@@ -7,6 +7,7 @@ from pagewire.v1 import generate_pb2, inference_pb2
 from pagewire_client.params import RequestOptions, RequestOutputKind, SamplingParams, StructuredOutputs
 from pagewire_client.prompts import Prompt, as_proto
 from pagewire_client.types import (
+    Engine,
     EngineState,
     FinishReason,
     Model,
@@ -104,7 +105,7 @@ def model(proto: inference_pb2.Model) -> Model:
 
 def server_info(proto: inference_pb2.GetServerInfoResponse) -> ServerInfo:
     """Translate the state of a service."""
-    limits, load, progress = proto.limits, proto.load, proto.progress
+    limits, progress = proto.limits, proto.progress
     return ServerInfo(
         version=proto.version,
         gateway_incarnation=proto.gateway_incarnation,
@@ -118,13 +119,29 @@ def server_info(proto: inference_pb2.GetServerInfoResponse) -> ServerInfo:
             num_blocks=limits.num_blocks,
             max_message_bytes=limits.max_message_bytes,
         ),
-        load=ServerLoad(load.num_running, load.num_waiting, load.num_free_blocks),
+        load=_load(proto.load),
         progress=Progress(progress.stage, progress.done, progress.total),
         detail=proto.detail,
         service_state=_PROCESS_STATES.get(proto.state, ProcessState.UNKNOWN),
         service_state_reason=proto.state_reason,
         processes=tuple(_process(process) for process in proto.processes),
+        engines=tuple(_engine(engine) for engine in proto.engines),
     )
+
+
+def _engine(proto: inference_pb2.Engine) -> Engine:
+    return Engine(
+        address=proto.address,
+        scheduler_incarnation=proto.scheduler_incarnation,
+        state=_ENGINE_STATES.get(proto.state, EngineState.UNKNOWN),
+        detail=proto.detail,
+        load=_load(proto.load),
+        num_streams=proto.num_streams,
+    )
+
+
+def _load(proto: inference_pb2.ServerLoad) -> ServerLoad:
+    return ServerLoad(proto.num_running, proto.num_waiting, proto.num_free_blocks)
 
 
 def _process(proto: inference_pb2.Process) -> Process:

@@ -194,11 +194,24 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine that a gateway knows: a scheduler and its workers. `detail` says why it is not READY."""
+
+    address: str
+    scheduler_incarnation: str
+    state: EngineState
+    detail: str
+    load: ServerLoad
+    num_streams: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """Versions, limits and state of the processes behind a gateway.
 
     `state` is that of the engine, `detail` says why it is UNAVAILABLE. `service_state` and its reason are what health
-    checks follow; `processes` is empty where the service has no supervisor.
+    checks follow; `processes` is empty where the service has no supervisor. Of several engines, `state` is that of the
+    best, and `limits` and `load` are those of all together.
     """
 
     version: str
@@ -212,3 +225,4 @@ class ServerInfo:
     service_state: ProcessState = ProcessState.UNKNOWN
     service_state_reason: str = ""
     processes: tuple[Process, ...] = ()
+    engines: tuple[Engine, ...] = ()

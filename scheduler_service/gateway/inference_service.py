@@ -2,10 +2,11 @@
 
 import grpc
 
-from pagewire.ipc.requests import EngineState
+from pagewire.ipc.requests import EngineState, Load
 from pagewire.ipc.supervision import ProcessReport, ProcessState
 from pagewire.v1 import generate_pb2, inference_pb2
 from scheduler_service.gateway import handlers
+from scheduler_service.gateway.engines.engine import Engine
 from scheduler_service.gateway.exceptions import InvalidArgumentError
 from scheduler_service.gateway.gateway import Gateway
 from scheduler_service.gateway.validation import check_token_ids
@@ -103,24 +104,22 @@ class InferenceService:
     ) -> inference_pb2.GetServerInfoResponse:
         """Describe the processes behind this server."""
         engines, status = self._gateway.engines, self._gateway.engines.status
+        incarnations = engines.scheduler_incarnations
         found, report = self._gateway.state.find(), self._gateway.state.report
         engine_state, stage = self._gateway.state.engine_state()
         return inference_pb2.GetServerInfoResponse(
             version=self._gateway.version,
             gateway_incarnation=engines.incarnation.hex(),
-            scheduler_incarnation=",".join(incarnation.hex() for incarnation in engines.scheduler_incarnations),
+            scheduler_incarnation=incarnations[0].hex() if len(incarnations) == 1 else "",
             engine_state=_ENGINE_STATES[engine_state],
             limits=self._server_limits(),
-            load=inference_pb2.ServerLoad(
-                num_running=status.load.num_running,
-                num_waiting=status.load.num_waiting,
-                num_free_blocks=status.load.num_free_blocks,
-            ),
+            load=_load(status.load),
             progress=inference_pb2.EngineProgress(stage=stage, done=status.done, total=status.total),
             detail=self._gateway.state.given_up or status.detail,
             processes=[_process(process) for process in report.processes] if report is not None else (),
             state=_PROCESS_STATES[found.state],
             state_reason=found.reason,
+            engines=map(_engine, engines.engines),
         )
 
     def _server_limits(self) -> inference_pb2.ServerLimits:
@@ -138,6 +137,23 @@ class InferenceService:
     def _vocab_size(self) -> int:
         model = self._gateway.engines.status.model
         return model.vocab_size if model is not None else self._gateway.model.tokenizer.vocab_size
+
+
+def _engine(engine: Engine) -> inference_pb2.Engine:
+    return inference_pb2.Engine(
+        address=engine.address,
+        scheduler_incarnation=(engine.scheduler_incarnation or b"").hex(),
+        state=_ENGINE_STATES[engine.status.state],
+        detail=engine.status.detail or engine.status.stage,
+        load=_load(engine.status.load),
+        num_streams=engine.num_streams,
+    )
+
+
+def _load(load: Load) -> inference_pb2.ServerLoad:
+    return inference_pb2.ServerLoad(
+        num_running=load.num_running, num_waiting=load.num_waiting, num_free_blocks=load.num_free_blocks
+    )
 
 
 def _process(report: ProcessReport) -> inference_pb2.Process:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from pagewire_client.cli.printing import print_text, writing_output
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError, UnavailableError
 from pagewire_client.retry import NO_RETRY
-from pagewire_client.types import Process, ProcessState, ServerInfo
+from pagewire_client.types import Engine, EngineState, Process, ProcessState, ServerInfo
 
 _TIMEOUT_S = 5.0
 _STYLES = {
@@ -24,6 +25,12 @@ _STYLES = {
     ProcessState.DRAINING: "yellow",
     ProcessState.HUNG: "red",
     ProcessState.DEAD: "red",
+}
+_ENGINE_STYLES = {
+    EngineState.READY: "green",
+    EngineState.STARTING: "yellow",
+    EngineState.DRAINING: "yellow",
+    EngineState.UNAVAILABLE: "red",
 }
 
 
@@ -69,9 +76,11 @@ def _print(info: ServerInfo) -> None:
             Text(process.detail),
         )
     console = Console(highlight=False, emoji=False)
+    if len(info.engines) > 1:
+        console.print(_engine_table(info.engines))
     if info.processes:
         console.print(table)
-    else:
+    elif len(info.engines) < 2:
         console.print("no supervisor reports on the processes of this service", markup=False)
     num_blocks, num_free = info.limits.num_blocks, info.load.num_free_blocks
     reason = f" ({info.service_state_reason})" if info.service_state_reason else ""
@@ -82,6 +91,21 @@ def _print(info: ServerInfo) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _engine_table(engines: Sequence[Engine]) -> Table:
+    table = Table("engine", "incarnation", "state", "running", "waiting", "streams from here", "detail")
+    for engine in engines:
+        table.add_row(
+            Text(engine.address),
+            engine.scheduler_incarnation,
+            Text(engine.state.value, style=_ENGINE_STYLES.get(engine.state, "")),
+            str(engine.load.num_running),
+            str(engine.load.num_waiting),
+            str(engine.num_streams),
+            Text(engine.detail),
+        )
+    return table
 
 
 def _age(process: Process) -> str:

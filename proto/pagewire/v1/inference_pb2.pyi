@@ -282,14 +282,15 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     PROCESSES_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     STATE_REASON_FIELD_NUMBER: builtins.int
+    ENGINES_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Version of Pagewire."""
     gateway_incarnation: builtins.str
     """Incarnation of the gateway process that answered: a fresh id at every process start."""
     scheduler_incarnation: builtins.str
-    """Incarnation of the scheduler process; empty while the gateway has none."""
+    """Incarnation of the scheduler process; empty while the gateway has none, or has several."""
     engine_state: global___EngineState.ValueType
-    """State of the engine behind the gateway."""
+    """State of the engine behind the gateway; of several, of the best."""
     detail: builtins.str
     """Why engine_state is UNAVAILABLE; empty otherwise."""
     state: global___ProcessState.ValueType
@@ -298,11 +299,11 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     """Why `state` is not IDLE or BUSY; empty otherwise."""
     @property
     def limits(self) -> global___ServerLimits:
-        """Limits that requests are checked against."""
+        """Limits of the engine; of several that are READY, what they take together."""
 
     @property
     def load(self) -> global___ServerLoad:
-        """Running and waiting requests of the scheduler at its last report."""
+        """Running and waiting requests of all schedulers at their last reports."""
 
     @property
     def progress(self) -> global___EngineProgress:
@@ -311,6 +312,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     @property
     def processes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Process]:
         """The processes of the service as their supervisor sees them; empty without one."""
+
+    @property
+    def engines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Engine]:
+        """The engines that the gateway knows."""
 
     def __init__(
         self,
@@ -326,11 +331,53 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         processes: collections.abc.Iterable[global___Process] | None = ...,
         state: global___ProcessState.ValueType = ...,
         state_reason: builtins.str = ...,
+        engines: collections.abc.Iterable[global___Engine] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "load", b"load", "progress", b"progress"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["detail", b"detail", "engine_state", b"engine_state", "gateway_incarnation", b"gateway_incarnation", "limits", b"limits", "load", b"load", "processes", b"processes", "progress", b"progress", "scheduler_incarnation", b"scheduler_incarnation", "state", b"state", "state_reason", b"state_reason", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail", "engine_state", b"engine_state", "engines", b"engines", "gateway_incarnation", b"gateway_incarnation", "limits", b"limits", "load", b"load", "processes", b"processes", "progress", b"progress", "scheduler_incarnation", b"scheduler_incarnation", "state", b"state", "state_reason", b"state_reason", "version", b"version"]) -> None: ...
 
 global___GetServerInfoResponse = GetServerInfoResponse
+
+@typing.final
+class Engine(google.protobuf.message.Message):
+    """One engine: a scheduler and its workers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: builtins.int
+    SCHEDULER_INCARNATION_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    LOAD_FIELD_NUMBER: builtins.int
+    NUM_STREAMS_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    """Where the gateway reaches its scheduler."""
+    scheduler_incarnation: builtins.str
+    """Incarnation of the scheduler process; empty while the gateway has none."""
+    state: global___EngineState.ValueType
+    """Its state."""
+    detail: builtins.str
+    """Why it is not READY."""
+    num_streams: builtins.int
+    """Streams that it runs for this gateway."""
+    @property
+    def load(self) -> global___ServerLoad:
+        """Its running and waiting requests at its last report."""
+
+    def __init__(
+        self,
+        *,
+        address: builtins.str = ...,
+        scheduler_incarnation: builtins.str = ...,
+        state: global___EngineState.ValueType = ...,
+        detail: builtins.str = ...,
+        load: global___ServerLoad | None = ...,
+        num_streams: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["load", b"load"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "detail", b"detail", "load", b"load", "num_streams", b"num_streams", "scheduler_incarnation", b"scheduler_incarnation", "state", b"state"]) -> None: ...
+
+global___Engine = Engine
 
 @typing.final
 class Process(google.protobuf.message.Message):

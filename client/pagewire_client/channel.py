@@ -18,12 +18,15 @@ none has begun to answer are tried again."""
 # Our own retries resume streams, so our channels are not told the retry policy. That leaves gRPC the calls that no
 # server began, as their connection was told to go at that moment: they are sent again at once. A restarted gateway is
 # to be found again within a second, not after gRPC's default backoff of up to two minutes. The "minimum" is how long a
-# connection may take to be made: far gateways with TLS need several round trips. Answers are bounded by the server.
+# connection may take to be made: far gateways with TLS need several round trips. Names are looked up again as soon as a
+# connection is lost: by default gRPC waits half a minute, in which a rollout replaces every gateway that it knows.
+# Answers are bounded by the server.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.service_config", json.dumps({"loadBalancingConfig": json.loads(SERVICE_CONFIG)["loadBalancingConfig"]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 )

@@ -101,6 +101,16 @@ class GrpcServers:
             server.add_generic_rpc_handlers((_UnknownMethods(),))
             await server.start()
 
+    async def dismiss(self, grace_s: float) -> None:
+        """Close the public addresses, and tell every connection there to take further calls elsewhere.
+
+        Callers would otherwise keep to this gateway, which refuses them, for as long as one of their calls is open.
+
+        Args:
+            grace_s: what open calls have to end, unless `stop` gives them less.
+        """
+        await self._public.stop(grace_s)
+
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and end those that are open after the grace."""
         await asyncio.gather(*(server.stop(grace_s) for server in self.for_health))

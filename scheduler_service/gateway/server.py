@@ -105,10 +105,11 @@ async def serve(
         drain_timeout_s = await stop
         gateway.calls.close()
         health.stop()
+        dismissal = asyncio.create_task(servers.dismiss(drain_timeout_s + _LAST_WORDS_S))
         await _drain(gateway.calls, drain_timeout_s)
         gateway.engines.shut_down()
         stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
-        await asyncio.gather(*stops)
+        await asyncio.gather(dismissal, *stops)
         for task in tasks:
             task.cancel()
 

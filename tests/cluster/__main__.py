@@ -22,6 +22,7 @@ from tests.fakes.chart import HELM_4
 from tests.fakes.helm_tool import fetch_helm
 
 _LONG = ("undisturbed", "rolling-restart", "engine-killed", "engine-cut-off", "engine-lost", "gateway-killed")
+_MOST_LINES = 20
 
 
 def main() -> int:
@@ -59,8 +60,10 @@ async def _run(options: argparse.Namespace) -> int:
         await cluster.delete_all()
     wrong = [line for result in results for line in result.wrong]
     console.print(table(results))
-    for line in wrong:
+    for line in wrong[:_MOST_LINES]:
         console.print(line)
+    if len(wrong) > _MOST_LINES:
+        console.print(f"and {len(wrong) - _MOST_LINES} more")
     return 1 if wrong else 0
 
 

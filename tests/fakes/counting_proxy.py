@@ -11,12 +11,11 @@ class CountingProxy:
     """Relays connections to an address until its context is left.
 
     `num_received` are the bytes that came from there, `num_connections` those there were. The first bytes of each come
-    after `delay_s`, as if the server were far away.
+    after `delay_s`, as if the server were far away. New connections go to `target`.
     """
 
     def __init__(self, address: str, delay_s: float = 0.0) -> None:
-        host, _, port = address.rpartition(":")
-        self._target = (host, int(port))
+        self.target = address
         self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -45,7 +44,8 @@ class CountingProxy:
             while True:
                 caller, _ = self._listener.accept()
                 self.num_connections += 1
-                server = socket.create_connection(self._target)
+                host, _, port = self.target.rpartition(":")
+                server = socket.create_connection((host, int(port)))
                 self._sockets += [caller, server]
                 threading.Thread(target=self._relay, args=(caller, server, 0), daemon=True).start()
                 threading.Thread(target=self._relay, args=(server, caller, 1), daemon=True).start()

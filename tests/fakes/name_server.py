@@ -12,10 +12,10 @@ _NAME_POINTER = 0xC000 | _HEADER_BYTES
 
 
 class NameServer:
-    """Answers every question for an IPv4 address with all that it was given, until its context is left."""
+    """Answers every question for an IPv4 address with all `addresses`, until its context is left."""
 
     def __init__(self, *addresses: str) -> None:
-        self._addresses = addresses
+        self.addresses = addresses
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -49,7 +49,7 @@ class NameServer:
         (kind,) = struct.unpack(">H", query[end - 4 : end - 2])
         records = [
             struct.pack(">HHHIH", _NAME_POINTER, _ADDRESS_RECORD, _INTERNET, _TTL_S, 4) + socket.inet_aton(address)
-            for address in (self._addresses if kind == _ADDRESS_RECORD else ())
+            for address in (self.addresses if kind == _ADDRESS_RECORD else ())
         ]
         header = query[:2] + struct.pack(">HHHHH", _ANSWERS, 1, len(records), 0, 0)
         return header + query[_HEADER_BYTES:end] + b"".join(records)

@@ -6,8 +6,8 @@ and the speed: what is found in its cache is the most that can be.
 
     python -m benchmarks.routing [--seconds 25] [--gateways 2] [--json [FILE]] [--svg FILE]
 
-The load of an engine is measured in two ways, over the time that counts: the sequences that it ran, averaged over time,
-and the tokens that it computed. Imbalance is that of the engine that has most, over the mean of the engines.
+The load of an engine is measured in two ways, over the time after the warm-up: the sequences that it ran, averaged over
+time, and the tokens that it computed. Imbalance is that of the engine that has most, over the mean of the engines.
 """
 
 import argparse
@@ -49,10 +49,9 @@ _STEP_S, _TOKEN_S, _SEQUENCE_S = 0.015, 0.00025, 0.0004
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a request that was sent at this moment of the monotonic clock."""
+    """What came of a request."""
 
-    sent_s: float
-    first_token_s: float
+    ttft_s: float
     num_prompt_tokens: int
     num_cached_tokens: int
 
@@ -111,22 +110,22 @@ class Callers:
         self._num_sent = 0
         self.answers: list[Answer] = []
 
-    async def ask(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """One request; returns its output."""
+    async def ask(self, prompt: list[int], max_tokens: int, *, counts: bool) -> list[int]:
+        """One request; returns its output. What counts is among the answers."""
         self._num_sent += 1
         request = generate_pb2.GenerateRequest(
             token_ids=generate_pb2.TokenIds(ids=prompt),
             stopping=generate_pb2.StopConditions(max_tokens=max_tokens, ignore_eos=True),
         )
-        sent_s, first_token_s = time.monotonic(), 0.0
+        sent_s, ttft_s = time.monotonic(), 0.0
         output: list[int] = []
         async for event in self._stubs[self._num_sent % len(self._stubs)].Generate(request, wait_for_ready=True):
             if event.delta.token_ids:
-                first_token_s = first_token_s or time.monotonic()
+                ttft_s = ttft_s or time.monotonic() - sent_s
                 output += event.delta.token_ids
-            elif event.HasField("finished"):
+            elif counts and event.HasField("finished"):
                 usage = event.finished.usage
-                self.answers.append(Answer(sent_s, first_token_s, usage.num_prompt_tokens, usage.num_cached_tokens))
+                self.answers.append(Answer(ttft_s, usage.num_prompt_tokens, usage.num_cached_tokens))
         return output
 
     async def close(self) -> None:
@@ -150,7 +149,7 @@ def measure(name: str, workload: Workload, routing: str, num_gateways: int, warm
         gateway_flags=["--routing", policy],
     ) as service:
         answers, work = asyncio.run(_run(workload, service.addresses, paces, warm_up_s, seconds))
-    times_ms = sorted(1e3 * (answer.first_token_s - answer.sent_s) for answer in answers)
+    times_ms = sorted(1e3 * answer.ttft_s for answer in answers)
     return Result(
         name,
         routing,
@@ -167,18 +166,17 @@ def measure(name: str, workload: Workload, routing: str, num_gateways: int, warm
 async def _run(
     workload: Workload, addresses: Sequence[str], paces: Sequence[Pace], warm_up_s: float, seconds: float
 ) -> tuple[list[Answer], list[tuple[float, int]]]:
-    """Answers to what was asked after the warm-up, and what each engine did since then."""
+    """Answers to what counts, and what each engine did while it began."""
     callers = Callers(addresses)
     await _wait_for_engines(callers, paces)
-    start_s = time.monotonic()
-    running = asyncio.create_task(workload.run(callers.ask, warm_up_s + seconds))
+    running = asyncio.create_task(workload.run(callers.ask, warm_up_s, seconds))
     await asyncio.sleep(warm_up_s)
     before = [pace.work for pace in paces]
-    await running
+    await asyncio.sleep(seconds)
     after = [pace.work for pace in paces]
+    await running
     await callers.close()
-    answers = [answer for answer in callers.answers if answer.sent_s >= start_s + warm_up_s]
-    return answers, [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
+    return callers.answers, [(b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
 
 
 async def _wait_for_engines(callers: Callers, paces: Sequence[Pace]) -> None:
@@ -188,7 +186,7 @@ async def _wait_for_engines(callers: Callers, paces: Sequence[Pace]) -> None:
     while not all(pace.work[1] for pace in paces):
         number += 1
         try:
-            await callers.ask([number] * 20, 1)
+            await callers.ask([number] * 20, 1, counts=False)
         except grpc.aio.AioRpcError:
             if time.monotonic() > deadline_s:
                 raise
@@ -204,21 +202,19 @@ def make_table(results: Sequence[Result]) -> Table:
     table = Table(
         "workload",
         "routing",
-        "requests",
-        "found in cache",
-        "of one engine's",
-        "imbalance: sequences",
-        "tokens",
-        "sequences an engine",
-        "first token ms, p50",
-        "p99",
+        "cached",
+        "of one\nengine's",
+        "imbalance:\nsequences",
+        "\ntokens",
+        "sequences\nan engine",
+        "TTFT ms\np50",
+        "\np99",
     )
     most = {result.workload: result.hit_rate for result in results if result.routing == SINGLE}
     for result in results:
         table.add_row(
             result.workload,
             result.routing,
-            str(result.num_requests),
             f"{result.hit_rate:.1%}",
             f"{result.hit_rate / most[result.workload]:.1%}",
             f"{result.sequence_imbalance:.2f}",
@@ -252,7 +248,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=25.0, help="that count, of each run")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of each run, in which what counts begins")
     parser.add_argument("--warm-up", type=float, default=10.0, help="seconds before these")
     parser.add_argument("--gateways", type=int, default=2, help="gateway processes")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures")

@@ -29,7 +29,7 @@ def test_a_table_and_a_picture_show_all_runs() -> None:
     results[1] = dataclasses.replace(results[1], hit_rate=0.4)
     table = make_table(results)
     assert table.row_count == len(results)
-    assert list(table.columns[4].cells)[:2] == ["100.0%", "50.0%"]
+    assert list(table.columns[3].cells)[:2] == ["100.0%", "50.0%"]
     picture = ElementTree.fromstring(draw([result.figures for result in results]))
     shown = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert shown.count("1.20") == shown.count("80 ms") == len(results)

@@ -6,11 +6,11 @@ scheduler process's loop with real ZeroMQ sockets against a worker in another pr
 
 import argparse
 import json
-import math
 import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -96,15 +96,22 @@ def bench_calls(num_seqs: int, prompt_len: int, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def fake_worker(address: str, steps_per_s: float = math.inf) -> None:
-    """A worker process that answers every step at once, or so many a second. It has as many KV blocks as the scheduler
-    was told to use."""
+def at_once(batch: StepBatch) -> float:
+    """A pace of `fake_worker`: every step is done as soon as it is sent."""
+    return 0.0
+
+
+def fake_worker(address: str, done_s: Callable[[StepBatch], float] = at_once) -> None:
+    """A worker process that computes nothing. It has as many KV blocks as the scheduler was told to use.
+
+    Args:
+        done_s: when the step is done that has just come, by the monotonic clock.
+    """
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(address)
     codec, me = Codec[StepBatch](SchedulerStepMessage), new_incarnation()
     tokens = np.arange(100, 100 + 4096, dtype=np.int32)
     socket.send(codec.encode(WorkerHello(0, 1, 0), me, ANY))
-    due_s = 0.0
     while True:
         envelope = codec.decode(socket.recv())
         message = envelope.message
@@ -113,8 +120,7 @@ def fake_worker(address: str, steps_per_s: float = math.inf) -> None:
         elif isinstance(message, AllocateCache):
             socket.send(codec.encode(WorkerReady(0), me, envelope.sender))
         else:
-            due_s = max(due_s + 1 / steps_per_s, time.monotonic())
-            time.sleep(max(0.0, due_s - time.monotonic()))
+            time.sleep(max(0.0, done_s(message) - time.monotonic()))
             socket.send(codec.encode(answer(message, tokens), me, envelope.sender))
 
 

@@ -11,12 +11,18 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pagewire_client import Client, RetryPolicy, SamplingParams, UnavailableError
 from scheduler_service.core import curve_keys
 from tests.fakes.chart import container, find
 from tests.fakes.free_port import free_port
 from tests.fakes.patience import PATIENCE_S, wait_until
 
-SETTINGS = ("worker.tensorParallelSize=2", "worker.cpuMemoryGib=0.25", "worker.gpuMemoryUtilization=0.85")
+SETTINGS = (
+    "worker.tensorParallelSize=2",
+    "worker.cpuMemoryGib=0.25",
+    "worker.gpuMemoryUtilization=0.85",
+    f"engine.drainSeconds={PATIENCE_S:.0f}",
+)
 POD_PORTS = {
     "gateway": {50051: 0, 8000: 1, 8086: 2},
     "scheduler": {5555: 3, 8086: 4, 9400: 5},
@@ -60,11 +66,14 @@ class Pods:
                 return False
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
-    def stop(self) -> list[int]:
-        """SIGTERM to all; how each ended."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
-        return [process.wait(PATIENCE_S) for process in self._processes.values()]
+    def tell_to_stop(self, *names: str) -> None:
+        """SIGTERM, as all containers of a pod that is to end get it."""
+        for name in names:
+            self._processes[name].send_signal(signal.SIGTERM)
+
+    def ends(self, *names: str) -> list[int]:
+        """How each of them ended."""
+        return [self._processes[name].wait(PATIENCE_S) for name in names]
 
     def kill(self) -> None:
         """End what is left."""
@@ -90,13 +99,17 @@ def pods(tmp_path, demo_model):
     running.kill()
 
 
-@pytest.mark.model
-def test_the_smoke_test_of_the_chart_succeeds_and_pods_end_in_order(pods):
+def wait_until_ready(pods):
     wait_until(lambda: pods.probe("gateway", "startup"))
     assert pods.probe("gateway", "liveness")
     for name in ("scheduler", "worker", "gateway"):
         wait_until(lambda name=name: pods.probe(name, "readiness"))
         assert pods.probe(name, "liveness")
+
+
+@pytest.mark.model
+def test_the_smoke_test_of_the_chart_succeeds_and_pods_end_in_order(pods):
+    wait_until_ready(pods)
     smoke = container(find("Pod", "smoke", "cpu-demo"), "smoke")
     assert smoke["command"][0] == "pagewire"
     address = f"127.0.0.1:{pods.port('gateway', 50051)}"
@@ -111,4 +124,22 @@ def test_the_smoke_test_of_the_chart_succeeds_and_pods_end_in_order(pods):
     answer = json.loads(done.stdout)
     assert "Paris" in answer["choices"][0]["text"]
     assert answer["model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert pods.stop() == [0, 0, 0]
+    names = ("gateway", "scheduler", "worker")
+    pods.tell_to_stop(*names)
+    assert pods.ends(*names) == [0, 0, 0]
+
+
+@pytest.mark.model
+def test_an_engine_that_is_to_end_finishes_its_streams_and_takes_no_others(pods):
+    wait_until_ready(pods)
+    params = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+    with Client(f"127.0.0.1:{pods.port('gateway', 50051)}", retry=RetryPolicy(max_attempts=1)) as client:
+        undisturbed = client.generate("Once upon a time", params)
+        stream = client.stream("Once upon a time", params)
+        text = next(stream).text
+        pods.tell_to_stop("scheduler", "worker")
+        wait_until(lambda: not pods.probe("gateway", "readiness"))
+        with pytest.raises(UnavailableError):
+            client.generate("Another", params)
+        assert text + "".join(chunk.text for chunk in stream) == undisturbed.text
+    assert pods.ends("scheduler", "worker") == [0, 0]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
 from pathlib import Path
@@ -175,6 +176,28 @@ async def test_the_system_knows_literal_addresses_and_says_what_it_does_not_know
     assert await look_up("::1", 5555) == ["::1"]
     with pytest.raises(OSError, match=r"\S"):
         await look_up("nothing.invalid", 5555)
+
+
+def test_a_resolver_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def wait(*_arguments: object, **_options: object) -> list[Any]:
+        asked.set()
+        answers.wait(PATIENCE_S)
+        answered.set()
+        return []
+
+    async def run() -> None:
+        discovery = Discovery([NAME], lambda _: None)
+        discovery.start()
+        await asyncio.to_thread(asked.wait, PATIENCE_S)
+        discovery.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    asyncio.run(run())
+    assert not answered.is_set()
+    answers.set()
+    assert answered.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Names begin with `pagewire:`; the engine's are the scheduler's (see scheduler_service/core/metrics/report.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from pagewire.ipc.exposition import render, to_metrics
 from pagewire.ipc.metrics import Family, MetricKind, Sample, counter, gauge
+from pagewire.ipc.requests import EngineState
 from pagewire.ipc.supervision import ProcessReport, ProcessState
 from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.gateway import Gateway
@@ -72,11 +74,17 @@ def _of_gateway(engines: EnginePool, calls: OpenCalls) -> list[Family]:
             engines.num_streams,
         ),
         gauge("pagewire:streams_without_scheduler", "Those that wait for an engine.", engines.num_waiting_streams),
+        Family("pagewire:engines", MetricKind.GAUGE, "Engines that the gateway knows, by state.", _by_state(engines)),
         gauge("pagewire:scheduler_connected", "Schedulers that are connected.", num_connected),
         counter("pagewire:scheduler_losses", "Times that the scheduler was lost.", counts.num_losses),
         counter("pagewire:streams_recovered", "Streams given to a scheduler again.", counts.num_recovered),
         counter("pagewire:frames_dropped", "Frames of the scheduler that were dropped.", counts.num_dropped),
     ]
+
+
+def _by_state(engines: EnginePool) -> list[Sample]:
+    counts = Counter(engine.status.state for engine in engines.engines)
+    return [Sample(counts[state], {"state": state.name.lower()}) for state in EngineState]
 
 
 def _of_service(state: ServiceState) -> list[Family]:

@@ -235,7 +235,7 @@ def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(demo_model):
         assert running.http("/readyz")[1]["state"] == "draining"
         assert running.http("/healthz")[0] == 200
         # Neither old connections nor new ones lead here any more.
-        assert running.health() is grpc.StatusCode.UNAVAILABLE
+        wait_for(lambda: running.health() is grpc.StatusCode.UNAVAILABLE)
         with pytest.raises(UnavailableError):
             client.generate("x", GREEDY)
         worker.send_signal(signal.SIGCONT)

@@ -69,11 +69,13 @@ async def _run(options: argparse.Namespace) -> int:
 
 def table(results: list[Result]) -> Table:
     """One row for each scenario."""
-    found = Table(title="streams while the cluster is disturbed", caption="gap: the longest wait for a token, in s")
-    for column in ("", "s", "streams", "tokens", "failed", "different", "resumed", "gap", "first token"):
+    explained = "moved: by gateways, between engines; resumed: by clients; gap, first: longest waits for a token, in s"
+    found = Table(title="streams while the cluster is disturbed", caption=explained)
+    for column in ("", "s", "streams", "tokens", "failed", "different", "moved", "resumed", "gap", "first"):
         found.add_column(column, no_wrap=True)
     for result in results:
-        counts = (result.num_streams, result.num_tokens, result.num_failed, result.num_different, result.num_resumed)
+        ends = (result.num_streams, result.num_tokens, result.num_failed, result.num_different)
+        counts = (*ends, result.num_moved, result.num_resumed)
         times = (f"{result.longest_gap_s:.1f}", f"{result.longest_first_s:.1f}")
         found.add_row(result.name, f"{result.duration_s:.0f}", *map(str, counts), *times)
     return found

@@ -82,6 +82,10 @@ class Cluster:
         self._others.append(pod)
         return pod
 
+    def logs(self, container: str) -> str:
+        """All that the containers of a name have written, those of pods that are gone too."""
+        return "".join(path.read_text(errors="replace") for path in self._node.folder.glob(f"*/{container}.log"))
+
     def _tell(self, text: str) -> None:
         event = f"{time.monotonic() - self._began_s:6.1f} s  {text}"
         self.events.append(event)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from tests.cluster.pod import Node, Pod
@@ -40,6 +41,7 @@ class _Pods:
         self._name = manifest["metadata"]["name"]
         self._namespace = manifest["metadata"]["namespace"]
         self._spec = manifest["spec"]
+        self._settles_for_s = self._spec.get("minReadySeconds", 0)
         self._node = node
 
     async def wait_until_ready(self) -> None:
@@ -54,6 +56,10 @@ class _Pods:
     async def delete(self) -> None:
         await asyncio.gather(*(self._end(pod) for pod in self.pods if not pod.is_deleting))
         await until(lambda: not self.pods)
+
+    def _has_settled(self, pod: Pod) -> bool:
+        """Whether it counts as available."""
+        return pod.was_ready_for(self._settles_for_s)
 
     def _begin(self, name: str) -> Pod:
         pod = Pod(self._spec["template"], name, self._namespace, self._node)
@@ -94,12 +100,12 @@ class Deployment(_Pods):
             if num_new < self._spec["replicas"] and len(staying) < self._most:
                 self._begin(self._next_name())
                 num_new += 1
-            elif sum(pod.is_ready for pod in staying) > self._fewest_ready or not old[0].is_ready:
+            elif sum(map(self._has_settled, staying)) > self._fewest_ready or not old[0].is_ready:
                 ending.append(asyncio.create_task(self._end(old.pop(0))))
                 await asyncio.sleep(0)
             else:
                 await asyncio.sleep(_POLL_S)
-        await self.wait_until_ready()
+        await until(lambda: sum(map(self._has_settled, self.pods)) >= self._spec["replicas"])
         await asyncio.gather(*ending)
 
     def _name_after(self, pod: Pod) -> str:
@@ -121,7 +127,9 @@ class StatefulSet(_Pods):
         assert self._spec["updateStrategy"] == {"type": "RollingUpdate"}
         for old in sorted(self.pods, key=lambda pod: int(pod.name.rpartition("-")[2]), reverse=True):
             await self._end(old)
-            await self._begin(old.name).wait_until_ready()
+            successor = self._begin(old.name)
+            await successor.wait_until_ready()
+            await until(partial(self._has_settled, successor))
 
 
 CONTROLLERS: dict[str, type[Deployment] | type[StatefulSet]] = {"Deployment": Deployment, "StatefulSet": StatefulSet}

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ _LEAST_GRACE_S = 2.0
 
 
 class Keeper:
-    """Runs a container until `end`. `is_ready` is its readiness; `num_restarts` counts.
+    """Runs a container until `end`. `ready_since_s` is the time since which it is ready; `num_restarts` counts.
 
     Args:
         manifest: the container's.
@@ -25,7 +26,7 @@ class Keeper:
     """
 
     def __init__(self, manifest: Manifest, surroundings: Surroundings, tell: Callable[[str], None]) -> None:
-        self.is_ready = False
+        self.ready_since_s: float | None = None
         self.num_restarts = 0
         self._manifest = manifest
         self._surroundings = surroundings
@@ -45,7 +46,7 @@ class Keeper:
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
-        self.is_ready = False
+        self.ready_since_s = None
         if self._container is not None:
             await self._stop(self._container, grace_s)
 
@@ -73,7 +74,7 @@ class Keeper:
             await asyncio.wait([self._ended, listening], return_when=asyncio.FIRST_COMPLETED)
         finally:
             listening.cancel()
-            self.is_ready = False
+            self.ready_since_s = None
         if not self._ended.done():
             self._tell(f"its {listening.result()} probe failed")
             await self._stop(container, self._grace_s)
@@ -120,7 +121,7 @@ class Keeper:
         self._tell("has started up")
         readiness, liveness = self._probe("readiness"), self._probe("liveness")
         if readiness is None:
-            self.is_ready = True
+            self.ready_since_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             if readiness is not None:
                 following = group.create_task(self._follow_readiness(readiness))
@@ -135,7 +136,7 @@ class Keeper:
 
     async def _follow_readiness(self, probe: Probe) -> None:
         async for is_ready in probe.verdicts(self._surroundings.link.address):
-            self.is_ready = is_ready
+            self.ready_since_s = time.monotonic() if is_ready else None
             self._tell("is ready" if is_ready else "is not ready")
 
     def _probe(self, kind: str) -> Probe | None:

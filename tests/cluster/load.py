@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,27 @@ from tests.cluster.release import HEADLESS, Release, client_pod
 from tests.cluster.waiting import until
 
 _LONGEST_PROMPT = 96
+_MOVED = re.compile(r"streams resubmitted num_streams=(\d+)")
 
 
 @dataclass(slots=True)
 class Result:
-    """One row of the summary; `wrong` tells of each stream that failed or was different."""
+    """One row of the summary.
+
+    Attributes:
+        num_moved: how often gateways gave a stream to another engine, or to the same one again.
+        num_resumed: streams that clients resumed at another gateway.
+        longest_gap_s: between two tokens of a stream.
+        longest_first_s: until the first one.
+        wrong: a line for each stream that failed or was different.
+    """
 
     name: str
     num_streams: int = 0
     num_tokens: int = 0
     num_failed: int = 0
     num_different: int = 0
+    num_moved: int = 0
     num_resumed: int = 0
     longest_gap_s: float = 0.0
     longest_first_s: float = 0.0
@@ -49,6 +60,8 @@ class Load:
     """The callers' pod, from `start` to `stop`."""
 
     def __init__(self, cluster: Cluster, release: Release, requests: Sequence[dict[str, Any]], name: str) -> None:
+        self._cluster = cluster
+        self._num_moved_before = 0
         self._num_streams = len(requests)
         self._folder = release.load_folder / name
         self._folder.mkdir()
@@ -63,6 +76,7 @@ class Load:
     async def start(self) -> None:
         """Start it, and wait until every stream has had a token."""
         self._began_s = asyncio.get_running_loop().time()
+        self._num_moved_before = self._num_moved()
         self._running = asyncio.create_task(self._pod.run())
         await until(lambda: self._running.done() or self._num_begun() == self._num_streams)
 
@@ -81,12 +95,16 @@ class Load:
         """The summary, once it has stopped."""
         result = self._result
         result.duration_s = asyncio.get_running_loop().time() - self._began_s
+        result.num_moved = self._num_moved() - self._num_moved_before
         for line in self._lines():
             if "first" not in line:
                 result.num_streams += 1
                 _add(result, line, expected[line["index"]])
         shutil.rmtree(self._folder)
         return result
+
+    def _num_moved(self) -> int:
+        return sum(map(int, _MOVED.findall(self._cluster.logs("gateway"))))
 
     def _num_begun(self) -> int:
         return len({line["index"] for line in self._lines()})

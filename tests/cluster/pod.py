@@ -65,8 +65,13 @@ class Pod:
     @property
     def is_ready(self) -> bool:
         """Whether all its containers are, and it is to stay."""
-        ready = bool(self._keepers) and all(keeper.is_ready for keeper in self._keepers.values())
-        return ready and not self.is_deleting
+        return self.was_ready_for(0.0)
+
+    def was_ready_for(self, duration_s: float) -> bool:
+        """Whether it is ready, and has been for so long."""
+        latest_s = time.monotonic() - duration_s
+        since_s = [keeper.ready_since_s for keeper in self._keepers.values()]
+        return bool(since_s) and not self.is_deleting and all(one is not None and one <= latest_s for one in since_s)
 
     @property
     def num_restarts(self) -> int:

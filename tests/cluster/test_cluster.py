@@ -15,7 +15,11 @@ from tests.fakes.chart import find
 pytestmark = pytest.mark.timeout(900)
 
 _NUM_STREAMS, _MAX_TOKENS = 24, 96
-_QUICK = ("gateway.preStopSeconds=1", "gateway.drainSeconds=2", "engine.preStopSeconds=1", "engine.drainSeconds=2")
+_QUICK = (
+    "engine.replicas=2",
+    *("gateway.preStopSeconds=1", "gateway.drainSeconds=2"),
+    *("engine.preStopSeconds=1", "engine.drainSeconds=2", "engine.minReadySeconds=1"),
+)
 
 
 def test_streams_are_intact_while_pods_are_restarted_killed_and_cut_off(tmp_path):
@@ -28,6 +32,7 @@ def test_streams_are_intact_while_pods_are_restarted_killed_and_cut_off(tmp_path
             results = await run_scenarios(cluster, release, plan, requests, print)
             assert [line for result in results for line in result.wrong] == []
             assert all(result.num_streams >= _NUM_STREAMS for result in results)
+            assert [result.num_moved > 0 for result in results] == [False, True, True, True]
             smoke = cluster.pod(find("Pod", "smoke", "cpu-demo"))
             assert await smoke.run() == 0, smoke.log("smoke").read_text()
             assert json.loads(smoke.log("smoke").read_text())["choices"]

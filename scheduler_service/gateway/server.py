@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # After the streams have been ended: for their last messages to leave.
-_LAST_WORDS_S = 1.0
+_LAST_WORDS_S = 3.0
 
 
 async def serve(

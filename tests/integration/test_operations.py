@@ -20,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pagewire_client import Client, Completion, LocalService, SamplingParams, UnavailableError
+from pagewire_client.retry import NO_RETRY
 from pagewire_client.types import Process, ProcessState
 from tests.fakes import service_processes
 from tests.fakes.patience import PATIENCE_S
@@ -234,10 +235,14 @@ def test_sigterm_lets_open_streams_end_and_takes_no_new_ones(demo_model):
         wait_for(lambda: running.http("/readyz")[0] == 503)
         assert running.http("/readyz")[1]["state"] == "draining"
         assert running.http("/healthz")[0] == 200
-        # Neither old connections nor new ones lead here any more.
-        wait_for(lambda: running.health() is grpc.StatusCode.UNAVAILABLE)
-        with pytest.raises(UnavailableError):
-            client.generate("x", GREEDY)
+        assert running.health() == NOT_SERVING
+        assert client.server_info().service_state is ProcessState.DRAINING
+        with (
+            Client(running.address, timeout_s=PATIENCE_S, retry=NO_RETRY) as other,
+            pytest.raises(UnavailableError) as caught,
+        ):
+            other.generate("x", GREEDY)
+        assert "shutting down" in str(caught.value)
         worker.send_signal(signal.SIGCONT)
         thread.join()
     (completion,) = outcome

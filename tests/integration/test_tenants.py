@@ -10,27 +10,27 @@ import pytest
 from tests.fakes.api_keys import bearer, write_keys
 from tests.fakes.fake_worker import FakeWorker
 from tests.fakes.gateway_process import TIMEOUT_S, GatewayProcess, error_reason, generate_request
+from tests.fakes.scheduler_process import SchedulerProcess
 from tests.fakes.step_executor import complete
 from tests.fakes.tiny_model import write_tiny_model
-from tests.integration.test_scheduler_process import Service
 
 NUM_FLOODING, NUM_OTHERS, NUM_SLOTS, MAX_TOKENS = 60, 6, 8, 10
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path, "--max-waiting-requests", str(NUM_FLOODING))
+def service(tmp_path: Path) -> Iterator[SchedulerProcess]:
+    running = SchedulerProcess(tmp_path, "--max-waiting-requests", str(NUM_FLOODING))
     yield running
     running.close()
 
 
 @pytest.fixture
-def worker(service: Service) -> FakeWorker:
+def worker(service: SchedulerProcess) -> FakeWorker:
     return service.worker()
 
 
 @pytest.fixture
-def gateway(service: Service, worker: FakeWorker, tmp_path: Path) -> Iterator[GatewayProcess]:
+def gateway(service: SchedulerProcess, worker: FakeWorker, tmp_path: Path) -> Iterator[GatewayProcess]:
     write_keys(tmp_path / "keys.toml", flood={}, other={})
     flags = ("--api-keys", str(tmp_path / "keys.toml"))
     with GatewayProcess(

@@ -51,6 +51,7 @@ class BareGateway:
         self.socket.connect(address)
         self.codec: Codec[SchedulerMessage] = Codec(SchedulerMessage)
         self.status: EngineStatus | None = None
+        self.accepted: set[int] = set()
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.rejected: dict[int, Rejected] = {}
@@ -83,6 +84,7 @@ class BareGateway:
         elif isinstance(message, Rejected):
             self.rejected[message.stream_id] = message
         elif isinstance(message, StepTokens):
+            self.accepted.update(np.frombuffer(message.accepted, dtype="<u4").tolist())
             streams = np.frombuffer(message.stream_ids, dtype="<u4").tolist()
             for stream, token in zip(streams, np.frombuffer(message.token_ids, dtype="<i4").tolist(), strict=True):
                 assert stream not in self.ended, "a token after the end"

@@ -25,7 +25,6 @@ MODEL = ModelInfo(architecture="fake", vocab_size=VOCAB, max_model_len=200, eos_
 class FakeWorker:
     """Runs in a thread from construction until `stop`, which is how a killed process looks.
 
-    While `hold` is not set it executes no step. It clears `hold` by itself once it has executed `hold_at` steps.
     `request_ids` are those of the sequences that were in executed steps, in the order in which they got their slots.
     """
 
@@ -43,9 +42,8 @@ class FakeWorker:
         self.num_steps = 0
         self.groups: list[bytes] = []
         self.request_ids: list[str] = []
-        self.hold = threading.Event()
-        self.hold.set()
-        self.hold_at: int | None = None
+        self._max_steps: int | None = None
+        self._may_go_on = threading.Condition()
         self._num_blocks = num_blocks
         self._left = left
         self._model = model
@@ -59,16 +57,33 @@ class FakeWorker:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def hold(self, after: int = 0) -> None:
+        """Execute no step any more, once so many are executed."""
+        self._limit(after)
+
+    def go_on(self) -> None:
+        """Execute all steps."""
+        self._limit(None)
+
     def wait(self) -> None:
         """Until it ends: for what a scheduler may not do, as nobody stops it."""
         self._thread.join()
 
     def stop(self) -> None:
         """End without a word."""
-        self._stopping = True
-        self.hold.set()
+        with self._may_go_on:
+            self._stopping = True
+            self._may_go_on.notify()
         self._thread.join()
         self._context.destroy(linger=0)
+
+    def _limit(self, max_steps: int | None) -> None:
+        with self._may_go_on:
+            self._max_steps = max_steps
+            self._may_go_on.notify()
+
+    def _is_held(self) -> bool:
+        return self._max_steps is not None and self.num_steps >= self._max_steps and not self._stopping
 
     def _send(self, message: object, recipient: bytes) -> None:
         self._socket.send(self._codec.encode(message, self.incarnation, recipient))  # type: ignore[arg-type]
@@ -93,12 +108,13 @@ class FakeWorker:
                 executor.hold(self._left)
                 self._send(WorkerReady(self._rank, self._left), envelope.sender)
             elif isinstance(message, StepBatch) and executor is not None:
-                if self.num_steps == self.hold_at:
-                    self.hold.clear()
-                self.hold.wait()
+                with self._may_go_on:
+                    self._may_go_on.wait_for(lambda: not self._is_held())
+                if self._stopping:
+                    break
                 self.request_ids += [added.request_id for added in message.added]
                 executor.send(message)
                 output = executor.run_next()
                 self.num_steps += 1
-                if self._rank == 0 and not self._stopping:
+                if self._rank == 0:
                     self._send(output, envelope.sender)

@@ -28,12 +28,12 @@ def wait_draining(gateway: BareGateway) -> None:
 
 def begin_drain(service: SchedulerProcess) -> BareGateway:
     """Streams 1 to 10 in 8 slots, held after five steps, and the word to stop."""
-    service.worker().hold_at = 5
+    service.worker().hold(after=5)
     gateway = service.gateway()
     gateway.wait_ready()
     for stream in range(1, 11):
         gateway.send(make_submit(stream, [stream, 2, 3], max_tokens=20))
-    gateway.wait(lambda: len(gateway.tokens[1]) > 1)
+    gateway.wait(lambda: len(gateway.tokens[1]) > 1 and len(gateway.accepted) == 10)
     service.process.send_signal(TERM)
     wait_draining(gateway)
     return gateway
@@ -51,8 +51,7 @@ def test_running_and_waiting_sequences_end_as_ever_and_new_ones_are_refused(serv
     assert "takes no new requests; send the request to another one" in gateway.rejected[20].message
     late = service.gateway()
     wait_draining(late)
-    service.workers[0].hold_at = None
-    service.workers[0].hold.set()
+    service.workers[0].go_on()
     gateway.wait(lambda: len(gateway.ended) == 10)
     for stream in range(1, 11):
         assert gateway.tokens[stream] == complete([stream, 2, 3], 20)
@@ -62,8 +61,7 @@ def test_running_and_waiting_sequences_end_as_ever_and_new_ones_are_refused(serv
 def test_what_was_accepted_elsewhere_goes_on_here(service: SchedulerProcess) -> None:
     gateway = begin_drain(service)
     gateway.send(make_submit(20, [1, 2], was_accepted=True))
-    service.workers[0].hold_at = None
-    service.workers[0].hold.set()
+    service.workers[0].go_on()
     gateway.wait(lambda: len(gateway.ended) == 11)
     assert gateway.tokens[20] == complete([1, 2], 8)
 
@@ -95,7 +93,7 @@ def test_a_second_signal_ends_the_drain(service: SchedulerProcess, second: signa
 
 
 def test_interrupt_does_not_drain(service: SchedulerProcess) -> None:
-    service.worker().hold_at = 5
+    service.worker().hold(after=5)
     gateway = service.gateway()
     gateway.wait_ready()
     gateway.send(make_submit(1, [1, 2, 3], max_tokens=20))
@@ -132,8 +130,7 @@ def test_orphans_can_be_resumed_and_are_waited_for(service: SchedulerProcess) ->
     gateway.close()
     resume = make_submit(7, [1, 2, 3, *received], request_id="r1", num_prompt_tokens=3, max_tokens=20, resumes=True)
     other.send(resume)
-    service.workers[0].hold_at = None
-    service.workers[0].hold.set()
+    service.workers[0].go_on()
     other.wait(lambda: 7 in other.ended)
     assert received + other.tokens[7] == complete([1, 2, 3], 20)
     assert service.process.wait(PATIENCE_S) == 0

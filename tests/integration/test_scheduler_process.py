@@ -113,7 +113,7 @@ def test_message_for_another_incarnation_is_dropped(service: SchedulerProcess) -
 
 def test_abort_frees_blocks_within_two_steps(service: SchedulerProcess) -> None:
     worker = service.worker()
-    worker.hold_at = 5
+    worker.hold(after=5)
     gateway = service.gateway()
     gateway.wait_ready()
     gateway.send(make_submit(1, [1, 2, 3], max_tokens=190))
@@ -122,7 +122,7 @@ def test_abort_frees_blocks_within_two_steps(service: SchedulerProcess) -> None:
     gateway.send(make_submit(2, [1], max_tokens=0))
     gateway.wait(lambda: 2 in gateway.rejected)  # the abort was handled before this
     steps_before = worker.num_steps
-    worker.hold.set()
+    worker.go_on()
     gateway.status = None
     gateway.wait(lambda: gateway.status is not None and gateway.status.load.num_running == 0)
     assert gateway.status is not None
@@ -169,7 +169,7 @@ def test_sequences_of_a_gateway_that_is_gone_end_with_the_grace(tmp_path: Path) 
 
 def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service: SchedulerProcess) -> None:
     worker = service.worker()
-    worker.hold_at = 5
+    worker.hold(after=5)
     gone, other = service.gateway(), service.gateway()
     gone.wait_ready()
     other.wait_ready()
@@ -177,16 +177,14 @@ def test_another_gateway_goes_on_with_the_sequences_of_one_that_is_gone(service:
     gone.wait(lambda: len(gone.tokens[1]) == 5)
     received = gone.tokens[1][:3]
     gone.close()
-    worker.hold_at = 50
-    worker.hold.set()
+    worker.hold(after=50)
     wait_for(lambda: worker.num_steps == 50)
     other.send(make_submit(7, [1, 2, 3, 0], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True))
     other.wait(lambda: 7 in other.rejected)
     assert (other.rejected[7].reason, other.rejected[7].field) == (RejectReason.INVALID, "resumes")
     resume = make_submit(8, [1, 2, 3, *received], request_id="r1", num_prompt_tokens=3, max_tokens=190, resumes=True)
     other.send(resume)
-    worker.hold_at = None
-    worker.hold.set()
+    worker.go_on()
     other.wait(lambda: 8 in other.ended)
     assert received + other.tokens[8] == complete([1, 2, 3], 190)
     # Nothing was computed twice.
@@ -200,7 +198,7 @@ def test_worker_that_is_replaced_continues_every_stream(service: SchedulerProces
     for stream in range(6):
         gateway.send(make_submit(stream, [stream, 3], max_tokens=150))
     gateway.wait(lambda: all(len(gateway.tokens[stream]) > 5 for stream in range(6)))
-    first.hold.clear()
+    first.hold()
     service.stop(first)
     service.worker()
     gateway.wait(lambda: len(gateway.ended) == 6)
@@ -234,12 +232,12 @@ def test_a_rank_never_computes_with_the_successor_of_another(pair: SchedulerProc
     old, lost = pair.worker(rank=0, world_size=2), pair.worker(rank=1, world_size=2)
     gateway = pair.gateway()
     gateway.wait_ready()
-    old.hold.clear()
+    old.hold()
     gateway.send(make_submit(1, [1, 2, 3], max_tokens=60))
     pair.stop(lost)
     replacing = pair.worker(rank=1, world_size=2)
     gateway.wait(lambda: gateway.status is not None and gateway.status.state is not EngineState.READY)
-    old.hold.set()
+    old.go_on()
     # The one that is left is told of a group that it cannot join, and takes part in nothing any more.
     wait_for(lambda: len(old.groups) == 2)
     assert replacing.groups == []
@@ -306,7 +304,7 @@ def test_a_flood_of_one_tenant_neither_fills_the_queue_for_another_nor_comes_fir
     try:
         worker, gateway = service.worker(), service.gateway()
         gateway.wait_ready()
-        worker.hold.clear()
+        worker.hold()
         # The first eight get the slots; of the others as many as may wait, or eight less if all came at once.
         for stream in range(200):
             gateway.send(make_submit(stream, [1, stream % 50, 3], tenant="flood"))
@@ -317,7 +315,7 @@ def test_a_flood_of_one_tenant_neither_fills_the_queue_for_another_nor_comes_fir
         gateway.wait(lambda: 2000 in gateway.rejected)
         assert "of the requests are this tenant's" in gateway.rejected[2000].message
         assert not any(1000 <= stream < 1010 for stream in gateway.rejected)
-        worker.hold.set()
+        worker.go_on()
         gateway.wait(lambda: all(stream in gateway.ended for stream in range(1000, 1010)))
         num_flooding = sum(stream < 1000 for stream in gateway.ended)
         gateway.wait(lambda: len(gateway.ended) + len(gateway.rejected) == 211)

@@ -53,7 +53,7 @@ def generate(stub: Any, tenant: str, number: int) -> Any:
 
 def test_a_tenant_does_not_wait_for_the_flood_of_another(gateway: GatewayProcess, worker: FakeWorker) -> None:
     stub = gateway.stub()
-    worker.hold.clear()
+    worker.hold()
     flood = [generate(stub, "flood", number) for number in range(NUM_FLOODING)]
     assert all(next(call).HasField("accepted") for call in flood)
     # Those that have got slots leave room for as many.
@@ -65,7 +65,7 @@ def test_a_tenant_does_not_wait_for_the_flood_of_another(gateway: GatewayProcess
     other_ids = [next(call).accepted.request_id for call in others]
     for call in more:
         call.cancel()
-    worker.hold.set()
+    worker.go_on()
     for calls in (flood, others):
         for number, call in enumerate(calls):
             token_ids = [token_id for event in call for token_id in event.delta.token_ids]

@@ -1,7 +1,6 @@
 """Is anything left of requests in real gateway and scheduler processes, whatever their callers did? In short."""
 
 import asyncio
-import time
 
 import pytest
 from rich.console import Console
@@ -10,8 +9,7 @@ from benchmarks.callers import KINDS
 from benchmarks.soak import make_table, soak
 from benchmarks.stub_service import StubService
 from pagewire_client.progress import BatchProgress
-
-LIMIT_S = 20.0
+from tests.fakes.patience import wait_until
 
 
 @pytest.fixture
@@ -29,13 +27,13 @@ def test_nothing_is_left_of_two_thousand_requests(service, capfd):
     result = asyncio.run(soak(service, 1000, 500, 16, seed=2, progress=progress))
     assert result.kinds.keys() == KINDS.keys()
     assert len(result.samples) == 2
-    deadline_s = time.monotonic() + LIMIT_S
-    while any(
-        process.num_fds() > num_fds + 2 or process.num_threads() > num_threads + 2
-        for process, (num_fds, num_threads) in zip(processes, before, strict=True)
-    ):
-        assert time.monotonic() < deadline_s, "descriptors or threads are left"
-        time.sleep(0.1)
+    # No descriptors or threads are left.
+    wait_until(
+        lambda: all(
+            process.num_fds() <= num_fds + 2 and process.num_threads() <= num_threads + 2
+            for process, (num_fds, num_threads) in zip(processes, before, strict=True)
+        )
+    )
     assert len(make_table(result.samples).rows) == 2
     out, err = capfd.readouterr()
     assert "ERROR" not in out + err, err

@@ -16,7 +16,7 @@ found.
 """
 
 MAX_LOAD_FACTOR = 1.25
-LOAD_SLACK = 4
+LOAD_SLACK = 3
 """An engine with more sequences than this factor times the mean, and so many more, is overloaded."""
 
 

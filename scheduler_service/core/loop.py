@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STATUS_PERIOD_S = 1.0
+# Gateways that route by loads older than a second do so badly.
+_STATUS_PERIOD_S = 0.3
 _STARTING_STATUS_PERIOD_S = 0.1
 _DEADLINE_PERIOD_S = 0.02
 # For the last words to gateways, once all sequences have had theirs.

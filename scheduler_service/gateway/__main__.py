@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
+    _allow_many_files()
     try:
         tracer = open_tracer(flags.otlp_endpoint, flags.process_name, os.environ)
         asyncio.run(_run(config, tracer))
@@ -72,6 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _allow_many_files() -> None:
+    """Each engine takes four file descriptors and each connection one: runtimes begin with 1,024, and allow more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(config: GatewayConfig, tracer: "Tracer | None") -> None:

@@ -1,5 +1,6 @@
 """Does the gateway process start, show its health and its API, and end as an operator expects?"""
 
+import resource
 import signal
 import socket
 import subprocess
@@ -91,6 +92,19 @@ def test_gateway_ends_on_a_signal(model: Path, scheduler_address: str, tmp_path:
     with GatewayProcess(model, scheduler_address, tmp_path / "log") as gateway:
         gateway.process.send_signal(number)
         assert gateway.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_gateway_may_open_as_many_files_as_the_machine_allows(
+    model: Path, scheduler_address: str, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # What is started now inherits the lower limit.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        with GatewayProcess(model, scheduler_address, tmp_path / "log") as gateway:
+            assert resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_open_streams_end_resumable_when_the_gateway_is_stopped(

@@ -40,7 +40,7 @@ from scheduler_service.gateway.stream import Stream
 logger = logging.getLogger(__name__)
 
 _HELLO_PERIOD_S = 0.25
-# The scheduler reports every second; after this long without a word it is greeted again, then held to be hung.
+# The scheduler reports several times a second; after so long without a word it is greeted again, then held to be hung.
 _QUIET_AFTER_S = 2.0
 _HUNG_AFTER_S = 5.0
 _FAREWELL_S = 0.2

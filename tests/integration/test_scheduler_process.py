@@ -132,13 +132,16 @@ def test_abort_frees_blocks_within_two_steps(service: SchedulerProcess) -> None:
 
 
 def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service: SchedulerProcess) -> None:
-    service.worker()
+    worker = service.worker()
+    worker.hold_at = 5
     leaving, other = service.gateway(), service.gateway()
     leaving.wait_ready()
     other.wait_ready()
     leaving.send(make_submit(1, [1, 2, 3], max_tokens=190))
-    leaving.wait(lambda: len(leaving.tokens[1]) > 1)
+    other.wait(lambda: other.status is not None and other.status.load.num_free_blocks < 64)
     leaving.send(Goodbye())
+    worker.hold_at = None
+    worker.hold.set()
     other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
     leaving.close()
     for _ in range(2):

@@ -49,7 +49,7 @@ _COLUMNS = (
     ),
     _Column(
         "Time to the first token",
-        "99th percentile; the one engine is as fast as three",
+        "99th percentile; one engine: as fast as three",
         lambda figures: figures.ttft_p99_ms,
         lambda figures: f"{figures.ttft_p99_ms:,.0f} ms",
     ),

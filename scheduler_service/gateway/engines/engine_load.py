@@ -1,7 +1,7 @@
 """How much work does an engine have, as far as this gateway can know it now?
 
-The scheduler tells its load several times a second. What this gateway has sent there is known at every moment, so only what the
-other gateways have sent is as old as the scheduler's last word.
+The scheduler tells its load several times a second. What this gateway has sent there is known at every moment, so only
+what the other gateways have sent is as old as the scheduler's last word.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Engines and gateways in made-up time: real schedulers and real routing, workers that only take time.
 
-What the gateways know is as old as it would be: loads are told once a second, events and requests are on their way for
-a millisecond.
+What the gateways know is as old as it would be: loads are told three times a second, events and requests are on
+their way for a millisecond.
 """
 
 import heapq
@@ -26,7 +26,7 @@ from tests.fakes.bare_gateway import make_submit
 BLOCK_SIZE = 16
 STEP_S, TOKEN_S, SEQUENCE_S = 0.015, 0.00025, 0.0004
 LATENCY_S = 0.001
-STATUS_PERIOD_S = 1.0
+STATUS_PERIOD_S = 0.3
 
 
 class Clock:

@@ -330,14 +330,14 @@ def test_requests_go_where_their_prefix_is_cached(run: Callable[[Scenario], None
     async def scenario(cluster: Cluster) -> None:
         first, second = cluster.fakes
         first.send(CacheEvents(1, True, []))
-        second.send(CacheEvents(1, True, [stored(b"a", b"", range(16)), stored(b"b", b"a", range(16, 32))]))
+        second.send(CacheEvents(1, True, [stored(b"a", b"", range(160)), stored(b"b", b"a", range(160, 320))]))
         watched = cluster.engine(second).cache
         await until(lambda: watched._num_messages == 1)
-        cached = replace(GENERATION, prompt_ids=int32_array(range(40)))
-        assert [cluster.fake_of(cluster.pool.open(cached)) for _ in range(8)] == [second] * 8
+        cached = replace(GENERATION, prompt_ids=int32_array(range(400)))
+        assert [cluster.fake_of(cluster.pool.open(cached)) for _ in range(4)] == [second] * 4
         second.send(CacheEvents(2, False, [BlockRemoved(b"b"), BlockRemoved(b"a")]))
         await until(lambda: watched._num_messages == 2)
-        other = replace(GENERATION, prompt_ids=int32_array(range(16, 56)))
+        other = replace(GENERATION, prompt_ids=int32_array(range(160, 560)))
         assert cluster.fake_of(cluster.pool.open(other)) is first
 
     run(scenario)

@@ -44,7 +44,7 @@ class Engines:
         """Let no worker execute steps, or all again."""
         for engine in self.running.values():
             for worker in engine.workers:
-                worker.hold.clear() if is_held else worker.hold.set()
+                worker.hold() if is_held else worker.go_on()
 
 
 @pytest.fixture
@@ -105,8 +105,7 @@ def test_streams_are_spread_and_outlive_one_engine_after_the_other(engines: Engi
     engines.start(0)
     wait_until(lambda: client.server_info().engines[0].state is EngineState.READY)
     # Some have tokens by then, and go on at the other engine with these.
-    engines.running[1].workers[0].hold_at = 10
-    engines.running[1].workers[0].hold.set()
+    engines.running[1].workers[0].hold(after=10)
     wait_until(lambda: any(streams.tokens))
     engines.kill(1)
     assert streams.join() == EXPECTED
@@ -119,8 +118,8 @@ def test_an_engine_that_drains_finishes_what_runs_and_gets_nothing_new(engines: 
     wait_until(lambda: sum(num_streams(client)) == NUM_STREAMS)
     num_left = num_streams(client)[0]
     assert 0 < num_left < NUM_STREAMS
-    draining.workers[0].hold_at = 5
-    engines.hold(is_held=False)
+    draining.workers[0].hold(after=5)
+    engines.running[1].workers[0].go_on()
     wait_until(lambda: num_streams(client) == [num_left, 0])
     draining.process.terminate()
     wait_until(lambda: client.server_info().engines[0].state is EngineState.DRAINING)

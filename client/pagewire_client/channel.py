@@ -20,13 +20,18 @@ none has begun to answer are tried again."""
 # to be found again within a second, not after gRPC's default backoff of up to two minutes. The "minimum" is how long a
 # connection may take to be made: far gateways with TLS need several round trips. Names are looked up again as soon as a
 # connection is lost: by default gRPC waits half a minute, in which a rollout replaces every gateway that it knows.
-# Answers are bounded by the server.
+# A gateway whose machine is gone says nothing: while calls are open it is pinged, as often as gateways allow, and given
+# up when no answer comes. Answers are bounded by the server.
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.service_config", json.dumps({"loadBalancingConfig": json.loads(SERVICE_CONFIG)["loadBalancingConfig"]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 )

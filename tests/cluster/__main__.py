@@ -21,7 +21,7 @@ from tests.cluster.scenarios import SCENARIOS, Plan, run_scenarios
 from tests.fakes.chart import HELM_4
 from tests.fakes.helm_tool import fetch_helm
 
-_LONG = ("undisturbed", "rolling-restart", "engine-killed", "engine-cut-off", "engine-lost", "gateway-killed")
+_LONG = tuple(name for name in SCENARIOS if name not in ("rolling-engines", "rolling-gateways"))
 _MOST_LINES = 20
 
 

@@ -27,6 +27,10 @@ class Cluster:
         folder: an empty one.
         stores: secrets and claims.
         on_event: takes what happens, in words, as it happens.
+    Attributes:
+        controllers: by their objects' names.
+        name_server: answers for the services' names.
+        events: what has happened.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Cluster:
             for manifest in manifests
             if manifest["kind"] in CONTROLLERS
         }
-        self._name_server = NameServer(lambda name: addresses(name, self._services, self.pods, DOMAIN))
+        self.name_server = NameServer(lambda name: addresses(name, self._services, self.pods, DOMAIN))
 
     @property
     def pods(self) -> list[Pod]:
@@ -52,7 +56,7 @@ class Cluster:
         return [*(pod for controller in self.controllers.values() for pod in controller.pods), *self._others]
 
     async def __aenter__(self) -> Self:
-        self._name_server.__enter__()
+        self.name_server.__enter__()
         for controller in self.controllers.values():
             controller.start()
         return self
@@ -61,7 +65,7 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # What still runs ends with the sandbox.
-        self._name_server.__exit__(kind, error, trace)
+        self.name_server.__exit__(kind, error, trace)
 
     async def wait_until_ready(self) -> None:
         """Wait for all pods of all controllers."""

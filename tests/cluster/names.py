@@ -44,13 +44,14 @@ def endpoints(service: Manifest, pods: Iterable[Pod]) -> Mapping[str, str]:
 
 
 class NameServer(BaseResolver):
-    """Answers on the node, over UDP and TCP, while it is entered.
+    """Answers on the node, over UDP and TCP, while it is entered. With `is_failing` it says that it cannot.
 
     Args:
         look_up: gives the addresses of a name without a dot at its end; None: there is no such name.
     """
 
     def __init__(self, look_up: Callable[[str], list[str] | None]) -> None:
+        self.is_failing = False
         self._look_up = look_up
         logger = DNSLogger("-request,-reply,-truncated,-error", prefix=False)
         self._servers = [DNSServer(self, NODE_ADDRESS, 53, tcp=tcp, logger=logger) for tcp in (False, True)]
@@ -71,7 +72,9 @@ class NameServer(BaseResolver):
         """One answer."""
         reply = request.reply()
         found = self._look_up(str(request.q.qname).rstrip(".").lower())
-        if found is None:
+        if self.is_failing:
+            reply.header.rcode = RCODE.SERVFAIL
+        elif found is None:
             reply.header.rcode = RCODE.NXDOMAIN
         elif request.q.qtype == QTYPE.A:
             for address in found:

@@ -65,6 +65,27 @@ async def gateway_killed(cluster: Cluster, plan: Plan) -> None:
     await until(lambda: gateway.is_ready)
 
 
+async def gateway_lost(cluster: Cluster, plan: Plan) -> None:
+    """The machine under one gateway is gone without a word, and another gateway takes its place."""
+    gateways = cluster.controllers[GATEWAYS]
+    await gateways.lose(gateways.pods[-1])
+
+
+async def all_engines_killed(cluster: Cluster, plan: Plan) -> None:
+    """All processes of all engines die at once."""
+    engines = list(cluster.controllers[ENGINES].pods)
+    for engine in engines:
+        engine.kill()
+    await until(lambda: not any(engine.is_ready for engine in engines))
+
+
+async def names_away(cluster: Cluster, plan: Plan) -> None:
+    """No name can be looked up, and an engine dies and comes back meanwhile."""
+    cluster.name_server.is_failing = True
+    await engine_killed(cluster, plan)
+    cluster.name_server.is_failing = False
+
+
 async def engine_cut_off(cluster: Cluster, plan: Plan) -> None:
     """Nothing that one engine and the gateways send each other arrives, for a while."""
     engine = _engine(cluster)
@@ -83,6 +104,9 @@ SCENARIOS: dict[str, Callable[[Cluster, Plan], Awaitable[None]]] = {
     "engine-cut-off": engine_cut_off,
     "engine-lost": engine_lost,
     "gateway-killed": gateway_killed,
+    "gateway-lost": gateway_lost,
+    "all-engines-killed": all_engines_killed,
+    "names-away": names_away,
 }
 
 

@@ -1,6 +1,7 @@
-"""Do callers find the new gateways when old ones go, one after another, as in a rolling update?"""
+"""Do callers find other gateways when theirs goes, with a word or without one?"""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,28 @@ def test_gateways_that_replace_each_other_quickly_are_found_by_their_name(schedu
                 names.addresses = (host,)
                 gateway.wait_until_serving()
                 assert client.server_info().gateway_incarnation
+
+
+def test_a_stream_is_resumed_when_its_gateway_vanishes_without_a_word(scheduler, model, tmp_path):
+    with (
+        GatewayProcess(model, scheduler.address, tmp_path / "a") as lost,
+        GatewayProcess(model, scheduler.address, tmp_path / "b") as other,
+        CountingProxy(lost.address) as way,
+    ):
+        lost.wait_until_serving()
+        other.wait_until_serving()
+        with ThreadPoolExecutor(1) as threads, Client(f"{way.address},{other.address}") as client:
+            # They take turns, and the stream's is that of the first.
+            while way.num_connections == 0:
+                client.server_info()
+            client.server_info()
+            stream = client.stream([1], SamplingParams(max_tokens=2), timeout=PATIENCE_S)
+            submit = scheduler.take(Submit)
+            scheduler.send_tokens([(submit.stream_id, 5)])
+            assert next(stream).token_ids == (5,)
+            way.vanish()
+            whole = threads.submit(stream.collect)
+            again = scheduler.take_next(Submit)
+            assert (again.request_id, again.resumes) == (submit.request_id, True)
+            scheduler.send_tokens([(again.stream_id, 6)], stop_at_length(again.stream_id))
+            assert whole.result(PATIENCE_S).token_ids == (5, 6)

@@ -5,7 +5,7 @@ moves the first towards the second under a token budget.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -83,9 +83,8 @@ class Scheduler:
 
     def refuse_for_room(self, submit: Submit) -> Refusal | None:
         """Why there is no room for another request now; requests that were accepted before need no room."""
-        num_tokens = len(submit.token_ids) // 4
         refuse = self._waiting.backlog.refuse_resumed if submit.resumes else self._waiting.backlog.refuse
-        return None if submit.was_accepted else refuse(num_tokens, submit.tenant)
+        return None if submit.was_accepted else refuse(len(submit.token_ids) // 4, submit.tenant)
 
     def has(self, gateway: bytes, stream_id: int) -> bool:
         """Whether this stream's sequence has not ended yet."""
@@ -130,9 +129,8 @@ class Scheduler:
     def load(self) -> Load:
         """Sequences with and without a slot, blocks that could be given out, and tokens that are not computed yet."""
         running, num_running = self._running, self._running.num_held_slots
-        num_waiting = max(len(self._sequences) - num_running, 0)
         num_tokens = self._waiting.backlog.size[1] + running.table.num_tokens_to_compute
-        return Load(num_running, num_waiting, running.blocks.num_available, num_tokens)
+        return Load(num_running, max(len(self._sequences) - num_running, 0), running.blocks.num_available, num_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -277,7 +275,9 @@ class Scheduler:
         step = self._in_flight.oldest(output, len(token_ids))
         records = list(split_logprobs(step.sampled, output.logprobs)) if output.logprobs else []
         prompt_records = (
-            list(split_prompt_logprobs(self._after(step), output.prompt_logprobs)) if output.prompt_logprobs else []
+            list(split_prompt_logprobs(step.sequences(self._running.table), output.prompt_logprobs))
+            if output.prompt_logprobs
+            else []
         )
         self._in_flight.steps.popleft()
         self._running.table.in_flight[step.slots] -= 1
@@ -308,7 +308,7 @@ class Scheduler:
     def _clear_suspects(self, step: StepInFlight) -> None:
         """Hold nothing more against those who got past the place; a cleared suspect lets the next one run alone."""
         quarantine = self._waiting.quarantine
-        for sequence, num_computed in self._after(step):
+        for sequence, num_computed in step.sequences(self._running.table):
             if not quarantine.note_progress(sequence.request_id, num_computed):
                 continue
             logger.info("suspect cleared request_id=%s", sequence.request_id)
@@ -386,12 +386,6 @@ class Scheduler:
     def note_unsent(self, step_id: int) -> None:
         """This step did not reach the workers, which were gone before: their death is not of its making."""
         self._in_flight.note_unsent(step_id)
-
-    def _after(self, step: StepInFlight) -> Iterator[tuple[Sequence, int]]:
-        """The step's sequences, and how many tokens of each are computed after it."""
-        for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-            if (sequence := self._running.table.sequences[slot]) is not None:
-                yield sequence, num_computed
 
     def check_integrity(self) -> None:
         """Assert that every block, slot and sequence is where it belongs. For tests and idle moments."""

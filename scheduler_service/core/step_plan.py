@@ -1,12 +1,13 @@
 """One step while it is being put together, and what is remembered of it while it is at the workers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pagewire.ipc.steps import AddedSequence, StepBatch
 from scheduler_service.core.sequence import Sequence
-from scheduler_service.core.slot_table import BoolArray, IntArray
+from scheduler_service.core.slot_table import BoolArray, IntArray, SlotTable
 
 
 @dataclass(slots=True)
@@ -78,6 +79,12 @@ class StepInFlight:
     slot_bytes: bytes
     num_tokens: int
     sent_s: float
+
+    def sequences(self, table: SlotTable) -> Iterator[tuple[Sequence, int]]:
+        """The step's sequences, and how many tokens of each are computed after it."""
+        for slot, num_computed in zip(self.slots.tolist(), self.num_computed.tolist(), strict=True):
+            if (sequence := table.sequences[slot]) is not None:
+                yield sequence, num_computed
 
 
 def _to_bytes(values: list[int]) -> bytes:

@@ -46,8 +46,6 @@ class StepsInFlight:
         for step in self.steps:
             if step.step_id in self._unsent:
                 continue
-            for slot, num_computed in zip(step.slots.tolist(), step.num_computed.tolist(), strict=True):
-                sequence = table.sequences[slot]
-                if sequence is not None:
-                    reaches[sequence.request_id] = num_computed
+            for sequence, num_computed in step.sequences(table):
+                reaches[sequence.request_id] = num_computed
         return reaches

@@ -266,10 +266,13 @@ class Engine:
     # ---- the scheduler's presence ---------------------------------------------------------------------------------
 
     async def _keep_in_touch(self) -> None:
+        turn_s = time.monotonic()
         while True:
-            # A gateway that was held up itself has not read what came.
-            self._socket.read()
-            quiet_s = time.monotonic() - self._last_heard_s
+            # A gateway that was held up itself has heard nothing meanwhile: that is not the scheduler's silence.
+            held_up_s = max(0.0, time.monotonic() - turn_s - _HELLO_PERIOD_S)
+            turn_s = time.monotonic()
+            self._last_heard_s = min(self._last_heard_s + held_up_s, turn_s)
+            quiet_s = turn_s - self._last_heard_s
             if self.scheduler_incarnation is None or quiet_s > _QUIET_AFTER_S:
                 self._send(Hello(self._connector.version), ANY)
             if self.is_silent:

@@ -87,7 +87,7 @@ class EngineSocket:
                 f"cannot connect to the scheduler at {address!r}: {error.strerror}; "
                 "give an address such as ipc:///run/pagewire/requests.sock"
             ) from error
-        for socket, callback in ((self._socket, self.read), (self._monitor, self._read_monitor)):
+        for socket, callback in ((self._socket, self._read), (self._monitor, self._read_monitor)):
             self._loop.add_reader(socket.fileno(), callback)
             self._loop.call_soon(callback)
 
@@ -107,8 +107,7 @@ class EngineSocket:
             self._loop.remove_reader(socket.fileno())
         self._close_sockets(linger_s)
 
-    def read(self) -> None:
-        """Take what has arrived now, without waiting to be told."""
+    def _read(self) -> None:
         if self._socket.closed:
             return
         frames = []
@@ -135,12 +134,12 @@ class EngineSocket:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_connect()
             elif event == zmq.EVENT_DISCONNECTED:
-                self.read()
+                self._read()
                 self._on_disconnect()
 
     def _look_again(self) -> None:
         if not self._socket.closed and _can_receive(self._socket):
-            self._loop.call_soon(self.read)
+            self._loop.call_soon(self._read)
 
 
 def _can_receive(socket: _Socket) -> bool:

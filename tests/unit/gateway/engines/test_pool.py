@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -52,6 +53,31 @@ def test_silent_scheduler_is_unavailable_until_it_speaks(address: str, monkeypat
 
     with FakeScheduler(address) as scheduler:
         asyncio.run(run(scheduler))
+
+
+def test_a_gateway_that_is_held_up_does_not_take_that_for_silence(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_HELLO_PERIOD_S", 0.01)
+    monkeypatch.setattr(engine, "_QUIET_AFTER_S", 0.05)
+    monkeypatch.setattr(engine, "_HUNG_AFTER_S", PATIENCE_S)
+
+    async def run() -> None:
+        watched = WatchedPool(address)
+        await watched.until(EngineState.READY)
+        changes: list[EngineState] = []
+        watched.pool.engine_changed = lambda engine: changes.append(engine.status.state)  # type: ignore[method-assign]
+        monkeypatch.setattr(engine, "_HUNG_AFTER_S", 2.0)
+        for _ in range(2):
+            held_up_until_s = time.monotonic() + 3.0
+            while time.monotonic() < held_up_until_s:
+                pass
+            await asyncio.sleep(0.1)
+        assert changes == []
+        watched.pool.shut_down()
+
+    with FakeScheduler(address):
+        asyncio.run(run())
 
 
 def test_streams_closed_together_are_aborted_by_one_message(address: str) -> None:

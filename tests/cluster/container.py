@@ -79,7 +79,8 @@ class Container:
 
     def last_words(self) -> str:
         """The last line that it wrote, which Kubernetes shows too."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        # unshare(1) has something to say of a process that was killed.
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if not line.startswith("unshare:")]
         return lines[-1] if lines else "it said nothing"
 
     def send(self, number: signal.Signals) -> None:

@@ -1,0 +1,207 @@
+"""Users, gateways and engines, as many as a large installation has: who sends what where, and what comes of it.
+
+Engines are the servers of server.py. Each tells its load once in a period, at a moment of its own; a gateway knows what
+it has sent and what has ended of it, and of all else the engine's last word. Requests come to gateways at random, as
+they do through a service that balances. What is cached becomes known to gateways some time after it is.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+
+from benchmarks.scaling.detail import EngineSize
+from benchmarks.scaling.policies import SEQUENCE_TOKENS, Chooser, Policy
+from benchmarks.scaling.server import EngineServer, StepCosts, Visit
+from benchmarks.scaling.workload import Habits, Users
+
+_SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """One simulated installation.
+
+    Attributes:
+        engines_per_gateway: None: every gateway knows every engine.
+        users_stay: whether a user's requests all come to one gateway.
+        events_lag_s: how late gateways know what is cached; None: they never do, beside what they sent themselves.
+        discovery_s: until gateways know of the engines that are added. `added_engines` come when the measuring begins.
+    """
+
+    num_engines: int
+    num_gateways: int
+    users_per_engine: int
+    size: EngineSize
+    habits: Habits
+    policy: Policy
+    status_period_s: float = 1.0
+    events_lag_s: float | None = 0.05
+    engines_per_gateway: int | None = None
+    users_stay: bool = False
+    warm_up_s: float = 30.0
+    seconds: float = 20.0
+    seed: int = 1
+
+
+@dataclass(slots=True)
+class FleetOutcome:
+    """What was measured after the warm-up. Loads are streams that are open at an engine, sampled."""
+
+    tokens_per_s: float = 0.0
+    requests_per_s: float = 0.0
+    mean_open: float = 0.0
+    cached_share: float = 0.0
+    first_token_p50_s: float = 0.0
+    first_token_p99_s: float = 0.0
+    request_mean_s: float = 0.0
+    token_p99_s: float = 0.0
+    imbalance: float = 0.0
+    spread: float = 0.0
+    steps_per_s: float = 0.0
+    gateway_tokens_most_over_mean: float = 0.0
+    num_requests: int = 0
+    sampled_open: list[float] = field(default_factory=list)
+
+
+class Fleet:
+    """The installation at one moment."""
+
+    def __init__(self, config: FleetConfig, costs: StepCosts) -> None:
+        self._config = config
+        self._users = Users(config.habits, config.num_engines * config.users_per_engine, config.seed)
+        self._random = Random(config.seed)
+        self._chooser = Chooser(config.policy, self._random)
+        count = config.num_engines
+        self._engines = [EngineServer(costs, config.size) for _ in range(count)]
+        # [gateway, engine] work in tokens: the gateway's own, and what the engine's last word says of the others'.
+        self._own = np.zeros((config.num_gateways, count))
+        self._others = np.zeros((config.num_gateways, count))
+        self._choices = self._subsets()
+        # By conversation: the engine that has it, who sent it there, and when that is known.
+        self._homes: dict[int, tuple[int, int, float]] = {}
+        self._asks = [(self._users.think_s(), user) for user in range(self._users.num_users)]
+        heapq.heapify(self._asks)
+        period_s = config.status_period_s
+        self._statuses = [(self._random.random() * period_s, engine) for engine in range(count)]
+        heapq.heapify(self._statuses)
+        self._visits: list[Visit] = []
+        self._gateway_tokens = np.zeros(config.num_gateways)
+        self._measures_from_s = config.warm_up_s
+
+    def run(self, progress: Callable[[float], None]) -> FleetOutcome:
+        """Simulate; `progress` is told how many seconds have passed since the last call."""
+        config, outcome = self._config, FleetOutcome()
+        end_s = config.warm_up_s + config.seconds
+        samples: list[list[int]] = []
+        before = (0.0, 0.0)
+        num_samples = round(end_s / _SAMPLE_S)
+        for number in range(1, num_samples + 1):
+            now_s = number * _SAMPLE_S
+            self._until(now_s)
+            progress(_SAMPLE_S)
+            if now_s == config.warm_up_s:
+                before = self._counts()
+            elif now_s > config.warm_up_s:
+                samples.append([engine.num_open for engine in self._engines])
+        after = self._counts()
+        outcome.tokens_per_s = (after[0] - before[0]) / config.seconds
+        outcome.steps_per_s = (after[1] - before[1]) / config.seconds / config.num_engines
+        self._summarise(outcome, np.array(samples))
+        return outcome
+
+    def _counts(self) -> tuple[float, float]:
+        return sum(engine.num_tokens for engine in self._engines), sum(engine.num_steps for engine in self._engines)
+
+    def _summarise(self, outcome: FleetOutcome, samples: np.ndarray) -> None:
+        """samples: [num_samples, num_engines] open streams."""
+        visits, config = self._visits, self._config
+        firsts = np.array([visit.first_s - visit.arrived_s for visit in visits])
+        per_token = np.array(
+            [(visit.ended_s - visit.first_s) / max(1, visit.turn.num_answered - 1) for visit in visits]
+        )
+        outcome.num_requests = len(visits)
+        outcome.requests_per_s = len(visits) / config.seconds
+        outcome.mean_open = float(samples.sum(axis=1).mean())
+        outcome.cached_share = sum(visit.num_cached for visit in visits) / sum(v.turn.num_prompt for v in visits)
+        outcome.first_token_p50_s, outcome.first_token_p99_s = np.percentile(firsts, (50, 99)).tolist()
+        outcome.request_mean_s = float(np.mean([visit.ended_s - visit.arrived_s for visit in visits]))
+        outcome.token_p99_s = float(np.percentile(per_token, 99))
+        by_engine = samples.mean(axis=0)
+        outcome.imbalance = float(by_engine.max() / by_engine.mean())
+        outcome.spread = float((samples.std(axis=1) / samples.mean(axis=1)).mean())
+        outcome.gateway_tokens_most_over_mean = float(self._gateway_tokens.max() / self._gateway_tokens.mean())
+
+    def _subsets(self) -> list[np.ndarray] | None:
+        """The engines that each gateway knows: as many gateways for each engine, and no two gateways with the same."""
+        config = self._config
+        if config.engines_per_gateway is None:
+            return None
+        dealt = np.random.default_rng(config.seed)
+        wanted = config.num_gateways * config.engines_per_gateway
+        rounds = [dealt.permutation(config.num_engines) for _ in range(-(-wanted // config.num_engines))]
+        hand = np.concatenate(rounds)[:wanted].reshape(config.num_gateways, config.engines_per_gateway)
+        return [np.unique(row) for row in hand]
+
+    # ---- events ---------------------------------------------------------------------------------------------------
+
+    def _until(self, end_s: float) -> None:
+        """Whatever happens until this time, in order."""
+        while True:
+            is_status = not self._asks or self._statuses[0][0] <= self._asks[0][0]
+            at_s, number = self._statuses[0] if is_status else self._asks[0]
+            if at_s > end_s:
+                return
+            if is_status:
+                heapq.heapreplace(self._statuses, (at_s + self._config.status_period_s, number))
+                self._tell_status(number, at_s)
+            else:
+                heapq.heappop(self._asks)
+                self._ask(number, at_s)
+
+    def _tell_status(self, number: int, now_s: float) -> None:
+        self._advance(number, now_s)
+        engine = self._engines[number]
+        work = engine.num_to_compute + SEQUENCE_TOKENS * engine.num_open
+        self._others[:, number] = np.maximum(work - self._own[:, number], 0)
+
+    def _ask(self, user: int, now_s: float) -> None:
+        config = self._config
+        turn = self._users.ask(user)
+        gateway = user % config.num_gateways if config.users_stay else self._random.randrange(config.num_gateways)
+        number = self._choose(gateway, turn.conversation, turn.num_prompt, now_s)
+        self._advance(number, now_s)
+        visit = Visit(user, gateway, turn, now_s)
+        self._own[gateway, number] += SEQUENCE_TOKENS
+        self._engines[number].arrive(visit)
+        if config.habits.goes_on:
+            lag_s = config.events_lag_s if config.events_lag_s is not None else np.inf
+            self._homes[turn.conversation] = number, gateway, now_s + lag_s
+
+    def _choose(self, gateway: int, conversation: int, num_prompt: int, now_s: float) -> int:
+        work = self._own[gateway] + self._others[gateway]
+        home = self._homes.get(conversation)
+        holders: list[tuple[int, int]] = []
+        if home is not None and (home[2] <= now_s or home[1] == gateway):
+            holders = [(home[0], self._engines[home[0]].cached_tokens(conversation))]
+        if self._choices is None:
+            return self._chooser.choose(work, holders, conversation)
+        choices = self._choices[gateway]
+        places = {int(engine): place for place, engine in enumerate(choices)} if holders else {}
+        known = [(places[engine], cached) for engine, cached in holders if engine in places]
+        return int(choices[self._chooser.choose(work[choices], known, conversation)])
+
+    def _advance(self, number: int, now_s: float) -> None:
+        """Let an engine come to this time, and its users take their answers."""
+        engine = self._engines[number]
+        engine.advance(now_s)
+        for visit in engine.ended:
+            self._own[visit.gateway, number] -= SEQUENCE_TOKENS
+            # Its engine may be behind the others by less than a status period; nobody asks in the past.
+            heapq.heappush(self._asks, (max(now_s, visit.ended_s + self._users.think_s()), visit.user))
+            if visit.arrived_s >= self._measures_from_s:
+                self._visits.append(visit)
+                self._gateway_tokens[visit.gateway] += visit.turn.num_answered
+        engine.ended.clear()

@@ -91,6 +91,7 @@ def server_figures(model: StepTimeModel, case: Case) -> Figures:
             if visit.arrived_s >= case.warm_up_s:
                 visits.append(visit)
         engine.ended.clear()
+        engine.started.clear()
         if now_s > case.warm_up_s:
             open_s += engine.num_open * tick_s
     return Figures(

@@ -7,17 +7,18 @@ they do through a service that balances. What is cached becomes known to gateway
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
 from benchmarks.scaling.detail import EngineSize
-from benchmarks.scaling.policies import SEQUENCE_TOKENS, Chooser, Policy
+from benchmarks.scaling.policies import Beliefs, Chooser, Policy
 from benchmarks.scaling.server import EngineServer, StepCosts, Visit
 from benchmarks.scaling.workload import Habits, Users
 
 _SAMPLE_S = 0.5
+_START_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,6 @@ class FleetConfig:
         engines_per_gateway: None: every gateway knows every engine.
         users_stay: whether a user's requests all come to one gateway.
         events_lag_s: how late gateways know what is cached; None: they never do, beside what they sent themselves.
-        discovery_s: until gateways know of the engines that are added. `added_engines` come when the measuring begins.
     """
 
     num_engines: int
@@ -63,7 +63,6 @@ class FleetOutcome:
     steps_per_s: float = 0.0
     gateway_tokens_most_over_mean: float = 0.0
     num_requests: int = 0
-    sampled_open: list[float] = field(default_factory=list)
 
 
 class Fleet:
@@ -76,13 +75,18 @@ class Fleet:
         self._chooser = Chooser(config.policy, self._random)
         count = config.num_engines
         self._engines = [EngineServer(costs, config.size) for _ in range(count)]
-        # [gateway, engine] work in tokens: the gateway's own, and what the engine's last word says of the others'.
-        self._own = np.zeros((config.num_gateways, count))
-        self._others = np.zeros((config.num_gateways, count))
+        # [2, gateway, engine] sequences and tokens to compute: the gateway's own, and what the engine's last word says of
+        # the others', as LoadEstimate in scheduler_service/gateway/engines/engine_load.py.
+        self._own = np.zeros((2, config.num_gateways, count))
+        self._others = np.zeros((2, config.num_gateways, count))
         self._choices = self._subsets()
         # By conversation: the engine that has it, who sent it there, and when that is known.
         self._homes: dict[int, tuple[int, int, float]] = {}
-        self._asks = [(self._users.think_s(), user) for user in range(self._users.num_users)]
+        # Who does not think begins within the first seconds, not at once with all others.
+        start_s = 0.0 if config.habits.think_s else _START_S
+        self._asks = [
+            (self._users.think_s() + start_s * self._random.random(), user) for user in range(self._users.num_users)
+        ]
         heapq.heapify(self._asks)
         period_s = config.status_period_s
         self._statuses = [(self._random.random() * period_s, engine) for engine in range(count)]
@@ -164,41 +168,48 @@ class Fleet:
     def _tell_status(self, number: int, now_s: float) -> None:
         self._advance(number, now_s)
         engine = self._engines[number]
-        work = engine.num_to_compute + SEQUENCE_TOKENS * engine.num_open
-        self._others[:, number] = np.maximum(work - self._own[:, number], 0)
+        for kind, total in enumerate((engine.num_open, engine.num_to_compute)):
+            self._others[kind, :, number] = np.maximum(total - self._own[kind, :, number], 0)
 
     def _ask(self, user: int, now_s: float) -> None:
         config = self._config
         turn = self._users.ask(user)
         gateway = user % config.num_gateways if config.users_stay else self._random.randrange(config.num_gateways)
-        number = self._choose(gateway, turn.conversation, turn.num_prompt, now_s)
+        number, cached = self._choose(gateway, turn.conversation, now_s)
         self._advance(number, now_s)
-        visit = Visit(user, gateway, turn, now_s)
-        self._own[gateway, number] += SEQUENCE_TOKENS
+        visit = Visit(user, gateway, turn, now_s, num_believed=turn.num_prompt - cached)
+        self._own[0, gateway, number] += 1
+        self._own[1, gateway, number] += visit.num_believed
         self._engines[number].arrive(visit)
         if config.habits.goes_on:
             lag_s = config.events_lag_s if config.events_lag_s is not None else np.inf
             self._homes[turn.conversation] = number, gateway, now_s + lag_s
 
-    def _choose(self, gateway: int, conversation: int, num_prompt: int, now_s: float) -> int:
-        work = self._own[gateway] + self._others[gateway]
+    def _choose(self, gateway: int, conversation: int, now_s: float) -> tuple[int, int]:
+        """The engine for a prompt, and how much of it the gateway believes to be cached there."""
+        sequences, tokens = self._own[:, gateway] + self._others[:, gateway]
         home = self._homes.get(conversation)
-        holders: list[tuple[int, int]] = []
+        holders: dict[int, int] = {}
         if home is not None and (home[2] <= now_s or home[1] == gateway):
-            holders = [(home[0], self._engines[home[0]].cached_tokens(conversation))]
+            holders[home[0]] = self._engines[home[0]].cached_tokens(conversation)
         if self._choices is None:
-            return self._chooser.choose(work, holders, conversation)
+            chosen = self._chooser.choose(Beliefs(sequences, tokens), list(holders.items()), conversation)
+            return chosen, holders.get(chosen, 0)
         choices = self._choices[gateway]
-        places = {int(engine): place for place, engine in enumerate(choices)} if holders else {}
-        known = [(places[engine], cached) for engine, cached in holders if engine in places]
-        return int(choices[self._chooser.choose(work[choices], known, conversation)])
+        known = [(int(np.searchsorted(choices, engine)), cached) for engine, cached in holders.items() if engine in choices]
+        place = self._chooser.choose(Beliefs(sequences[choices], tokens[choices]), known, conversation)
+        chosen = int(choices[place])
+        return chosen, holders.get(chosen, 0)
 
     def _advance(self, number: int, now_s: float) -> None:
         """Let an engine come to this time, and its users take their answers."""
         engine = self._engines[number]
         engine.advance(now_s)
+        for visit in engine.started:
+            self._own[1, visit.gateway, number] -= visit.num_believed
+        engine.started.clear()
         for visit in engine.ended:
-            self._own[visit.gateway, number] -= SEQUENCE_TOKENS
+            self._own[0, visit.gateway, number] -= 1
             # Its engine may be behind the others by less than a status period; nobody asks in the past.
             heapq.heappush(self._asks, (max(now_s, visit.ended_s + self._users.think_s()), visit.user))
             if visit.arrived_s >= self._measures_from_s:

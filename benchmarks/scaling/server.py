@@ -73,10 +73,13 @@ class Visit:
     num_cached: int = 0
     first_s: float = 0.0
     ended_s: float = 0.0
+    num_believed: float = 0.0
+    """Tokens of the prompt that its gateway believes are to be computed."""
 
 
 class EngineServer:
-    """One engine. Time goes on when `advance` is called; who has ended meanwhile is in `ended`.
+    """One engine. Time goes on when `advance` is called; who has got the first token meanwhile
+    is in `started`, who has ended in `ended`.
 
     Attributes:
         num_tokens, num_steps: so far.
@@ -93,6 +96,7 @@ class EngineServer:
         self.num_tokens = self.num_steps = 0.0
         self.num_open = 0
         self.num_to_compute = 0.0
+        self.started: list[Visit] = []
         self.ended: list[Visit] = []
         self._progress = 0.0
         self._num_decodes = 0
@@ -195,6 +199,7 @@ class EngineServer:
         visit.first_s = self.now_s + _JOIN_STEPS * self._costs.seconds(self._num_decodes, self._kv, 0)
         self.num_tokens += 1 - _JOIN_STEPS
         end = self._progress + _JOIN_STEPS + visit.turn.num_answered - 1
+        self.started.append(visit)
         heapq.heappush(self._decoding, (end, self._num_visits, visit))
 
     def _end(self, visit: Visit) -> None:

@@ -1,11 +1,11 @@
 """How well does the cheap engine agree with the detailed one? The same users at both."""
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.scaling.capacity import EngineRates
 from benchmarks.scaling.detail import EngineSize, run_users
 from benchmarks.scaling.server import EngineServer, StepCosts, Visit
 from benchmarks.scaling.shapes import QWEN3_0_6B, QWEN3_8B
@@ -23,16 +23,18 @@ class Case:
     num_users: int
     warm_up_s: float = 40.0
     seconds: float = 30.0
+    is_planned_for: bool = False
+    """Whether fleets are planned for this load of each engine."""
 
 
 CASES = (
     Case("0.6B, 64 streams", EngineSize(QWEN3_0_6B, 1024), QUESTIONS, 64, 5.0, 10.0),
     Case("0.6B, 256 streams", EngineSize(QWEN3_0_6B, 1024), QUESTIONS, 256, 8.0, 10.0),
-    Case("0.6B, 1,000 streams", EngineSize(QWEN3_0_6B, 1024), QUESTIONS, 1000, 12.0, 12.0),
+    Case("0.6B, 1,000 streams", EngineSize(QWEN3_0_6B, 1024), QUESTIONS, 1000, 12.0, 12.0, is_planned_for=True),
     Case("8B, 128 streams", EngineSize(QWEN3_8B, 256), QUESTIONS, 128, 10.0, 15.0),
-    Case("8B, 1,000 streams", EngineSize(QWEN3_8B, 256), QUESTIONS, 1000, 30.0, 30.0),
+    Case("8B, 1,000 streams", EngineSize(QWEN3_8B, 256), QUESTIONS, 1000, 30.0, 30.0, is_planned_for=True),
     Case("8B, 150 chats", EngineSize(QWEN3_8B, 256), CHATS, 150),
-    Case("8B, 250 chats", EngineSize(QWEN3_8B, 256), CHATS, 250),
+    Case("8B, 250 chats", EngineSize(QWEN3_8B, 256), CHATS, 250, is_planned_for=True),
     Case("8B, 300 chats", EngineSize(QWEN3_8B, 256), CHATS, 300),
 )
 
@@ -49,12 +51,10 @@ class Figures:
     cached_share: float
 
 
-def detailed_figures(model: StepTimeModel, case: Case, progress: Callable[[float], None]) -> Figures:
+def detailed_figures(model: StepTimeModel, case: Case) -> Figures:
     """Of the real scheduler."""
     users = Users(case.habits, case.num_users, seed=1)
-    outcome = run_users(
-        model, case.size, users, warm_up_s=case.warm_up_s, seconds=case.seconds, progress=progress
-    )
+    outcome = run_users(model, case.size, users, warm_up_s=case.warm_up_s, seconds=case.seconds)
     lives = [life for life in outcome.lives if life.first_s is not None and life.ended_s is not None]
     return Figures(
         outcome.num_tokens / case.seconds,
@@ -63,6 +63,24 @@ def detailed_figures(model: StepTimeModel, case: Case, progress: Callable[[float
         float(np.median([life.first_s - life.arrived_s for life in lives if life.first_s is not None])),
         float(np.mean([life.ended_s - life.arrived_s for life in lives if life.ended_s is not None])),
         sum(life.num_cached for life in lives) / sum(life.num_prompt for life in lives),
+    )
+
+
+def engine_rates(model: StepTimeModel, case: Case) -> EngineRates:
+    """What the detailed engine does, and tells a gateway that watches its cache."""
+    users = Users(case.habits, case.num_users, seed=1)
+    outcome = run_users(
+        model, case.size, users, warm_up_s=case.warm_up_s, seconds=case.seconds, keeps_events=True
+    )
+    return EngineRates(
+        case.name,
+        outcome.num_tokens / case.seconds,
+        outcome.num_steps / case.seconds,
+        len(outcome.lives) / case.seconds,
+        outcome.mean_running,
+        outcome.mean_open,
+        (outcome.told.num_stored + outcome.told.num_removed) / case.seconds,
+        case.size.num_blocks,
     )
 
 

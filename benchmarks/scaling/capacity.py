@@ -22,6 +22,7 @@ class EngineRates:
     tokens_per_s: float
     steps_per_s: float
     requests_per_s: float
+    num_running: float
     num_open: float
     cache_events_per_s: float
     num_blocks: int
@@ -52,7 +53,7 @@ class Installation:
 def messages_per_step(installation: Installation, rates: EngineRates) -> float:
     """Gateways that have a stream at an engine, of those that know it: as many get a message of each step."""
     gateways = max(installation.gateways_per_engine, 1.0)
-    return gateways * (1.0 - (1.0 - 1.0 / gateways) ** rates.num_open)
+    return gateways * (1.0 - (1.0 - 1.0 / gateways) ** rates.num_running)
 
 
 def gateway_cores(installation: Installation, rates: EngineRates, costs: Costs) -> dict[str, float]:
@@ -106,7 +107,7 @@ def scheduler_cores(installation: Installation, rates: EngineRates, costs: Costs
     known_by = installation.gateways_per_engine
     told = known_by * rates.cache_events_per_s if installation.watches_cache else 0.0
     parts_us = {
-        "steps": (costs.scheduler_step_us + costs.scheduler_sequence_us * rates.num_open) * rates.steps_per_s,
+        "steps": (costs.scheduler_step_us + costs.scheduler_sequence_us * rates.num_running) * rates.steps_per_s,
         "step messages": costs.engine_message_us * messages_per_step(installation, rates) * rates.steps_per_s,
         "statuses": costs.engine_message_us * known_by * _STATUSES_PER_S,
         "cache events": costs.engine_cache_event_us * told,

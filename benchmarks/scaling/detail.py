@@ -1,7 +1,6 @@
 """Users at one engine in full detail: what they see, and what the engine has to tell its gateways."""
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -77,22 +76,20 @@ def run_users(
     warm_up_s: float,
     seconds: float,
     keeps_events: bool = False,
-    progress: Callable[[float], None] = lambda seconds: None,
 ) -> Outcome:
     """Let users ask one engine, each by the next of the gateways in turn.
 
     Args:
         keeps_events: whether a gateway watches the cache, and what it is told is kept.
-        progress: told how many seconds were simulated since the last call.
     """
     run = _Run(model, size, users, num_gateways, keeps_events)
-    run.until(warm_up_s, progress)
+    run.until(warm_up_s)
     engine = run.engine
     engine.lives = {number: life for number, life in engine.lives.items() if life.ended_s is None}
     known, run.told = set(engine.lives), Told()
     before = engine.num_tokens, engine.gpu.num_steps, engine.gpu.busy_s
     run.reset_means()
-    run.until(warm_up_s + seconds, progress)
+    run.until(warm_up_s + seconds)
     return Outcome(
         seconds,
         engine.num_tokens - before[0],
@@ -132,7 +129,7 @@ class _Run:
         """Begin to count anew."""
         self.running_s = self.open_s = 0.0
 
-    def until(self, end_s: float, progress: Callable[[float], None]) -> None:
+    def until(self, end_s: float) -> None:
         """Go on until this time."""
         while True:
             ask_s = self._asks[0][0] if self._asks else np.inf
@@ -140,20 +137,19 @@ class _Run:
             next_s = min(ask_s, step_s if step_s is not None else np.inf)
             if next_s > end_s:
                 break
-            self._pass(next_s, progress)
+            self._pass(next_s)
             if next_s == ask_s:
                 self._ask(heapq.heappop(self._asks)[1])
             else:
                 for number in self.engine.finish_step():
                     self._answered(number)
-        self._pass(end_s, progress)
+        self._pass(end_s)
 
-    def _pass(self, next_s: float, progress: Callable[[float], None]) -> None:
+    def _pass(self, next_s: float) -> None:
         passed_s, self._now_s = next_s - self._now_s, next_s
         load = self.engine.load
         self.running_s += passed_s * load.num_running
         self.open_s += passed_s * (load.num_running + load.num_waiting)
-        progress(passed_s)
 
     def _ask(self, user: int) -> None:
         turn = self._users.ask(user)

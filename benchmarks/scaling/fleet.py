@@ -6,7 +6,6 @@ they do through a service that balances. What is cached becomes known to gateway
 """
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -91,12 +90,14 @@ class Fleet:
         period_s = config.status_period_s
         self._statuses = [(self._random.random() * period_s, engine) for engine in range(count)]
         heapq.heapify(self._statuses)
-        self._visits: list[Visit] = []
+        # Of the time that is measured.
+        self._started: list[Visit] = []
+        self._ended: list[Visit] = []
         self._gateway_tokens = np.zeros(config.num_gateways)
         self._measures_from_s = config.warm_up_s
 
-    def run(self, progress: Callable[[float], None]) -> FleetOutcome:
-        """Simulate; `progress` is told how many seconds have passed since the last call."""
+    def run(self) -> FleetOutcome:
+        """Simulate."""
         config, outcome = self._config, FleetOutcome()
         end_s = config.warm_up_s + config.seconds
         samples: list[list[int]] = []
@@ -105,7 +106,6 @@ class Fleet:
         for number in range(1, num_samples + 1):
             now_s = number * _SAMPLE_S
             self._until(now_s)
-            progress(_SAMPLE_S)
             if now_s == config.warm_up_s:
                 before = self._counts()
             elif now_s > config.warm_up_s:
@@ -121,17 +121,15 @@ class Fleet:
 
     def _summarise(self, outcome: FleetOutcome, samples: np.ndarray) -> None:
         """samples: [num_samples, num_engines] open streams."""
-        visits, config = self._visits, self._config
-        firsts = np.array([visit.first_s - visit.arrived_s for visit in visits])
-        per_token = np.array(
-            [(visit.ended_s - visit.first_s) / max(1, visit.turn.num_answered - 1) for visit in visits]
-        )
-        outcome.num_requests = len(visits)
-        outcome.requests_per_s = len(visits) / config.seconds
+        started, ended, config = self._started, self._ended, self._config
+        firsts = np.array([visit.first_s - visit.arrived_s for visit in started])
+        per_token = np.array([(visit.ended_s - visit.first_s) / max(1, visit.turn.num_answered - 1) for visit in ended])
+        outcome.num_requests = len(ended)
+        outcome.requests_per_s = len(ended) / config.seconds
         outcome.mean_open = float(samples.sum(axis=1).mean())
-        outcome.cached_share = sum(visit.num_cached for visit in visits) / sum(v.turn.num_prompt for v in visits)
+        outcome.cached_share = sum(v.num_cached for v in started) / sum(v.turn.num_prompt for v in started)
         outcome.first_token_p50_s, outcome.first_token_p99_s = np.percentile(firsts, (50, 99)).tolist()
-        outcome.request_mean_s = float(np.mean([visit.ended_s - visit.arrived_s for visit in visits]))
+        outcome.request_mean_s = float(np.mean([visit.ended_s - visit.arrived_s for visit in ended]))
         outcome.token_p99_s = float(np.percentile(per_token, 99))
         by_engine = samples.mean(axis=0)
         outcome.imbalance = float(by_engine.max() / by_engine.mean())
@@ -207,12 +205,14 @@ class Fleet:
         engine.advance(now_s)
         for visit in engine.started:
             self._own[1, visit.gateway, number] -= visit.num_believed
+            if visit.first_s >= self._measures_from_s:
+                self._started.append(visit)
         engine.started.clear()
         for visit in engine.ended:
             self._own[0, visit.gateway, number] -= 1
             # Its engine may be behind the others by less than a status period; nobody asks in the past.
             heapq.heappush(self._asks, (max(now_s, visit.ended_s + self._users.think_s()), visit.user))
-            if visit.arrived_s >= self._measures_from_s:
-                self._visits.append(visit)
+            if visit.ended_s >= self._measures_from_s:
+                self._ended.append(visit)
                 self._gateway_tokens[visit.gateway] += visit.turn.num_answered
         engine.ended.clear()

@@ -20,6 +20,7 @@ from benchmarks.scaling.workload import Turn
 
 # A request joins the step after the one that is already sent while another runs: this many steps later, on average.
 _JOIN_STEPS = 1.5
+_NOTHING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class EngineServer:
         self._cached: OrderedDict[int, int] = OrderedDict()
         self._num_cached = 0
         self._num_in_prefill = 0.0
+        # Tokens of prompts in the current step, and how many of them are not computed yet.
+        self._chunk = self._chunk_left = 0.0
         self._num_visits = 0
         self._step_s = inf
 
@@ -137,22 +140,27 @@ class EngineServer:
             self._pass_until(until_s)
 
     def _pass_until(self, until_s: float) -> None:
-        """Until the next stream ends, the next prompt is computed, or this time, whichever is first."""
-        chunk = min(self._budget - self._num_decodes, self._num_in_prefill) if self._prefilling else 0.0
-        chunk = max(chunk, 1.0) if self._prefilling else 0.0
+        """Until the next stream ends, the next prompt or the step's part of prompts is computed, or this time, whichever
+        is first."""
+        if self._prefilling and self._chunk_left <= _NOTHING:
+            self._chunk = self._chunk_left = min(self._budget - self._num_decodes, self._num_in_prefill)
+        chunk = self._chunk if self._prefilling else 0.0
         self._step_s = step_s = self._costs.seconds(self._num_decodes, self._kv, chunk)
         num_steps = (until_s - self.now_s) / step_s
         end_steps = self._decoding[0][0] - self._progress if self._decoding else inf
-        prefill_steps = self._prefilling[0].num_left / chunk if chunk else inf
-        first = min(end_steps, prefill_steps)
-        reaches = first <= num_steps
-        if reaches:
-            num_steps = max(first, 0.0)
-        self._account(num_steps, chunk)
-        self.now_s = until_s if not reaches else self.now_s + num_steps * step_s
-        if reaches and end_steps <= prefill_steps:
+        prompt_steps = self._prefilling[0].num_left / chunk if chunk else inf
+        chunk_steps = self._chunk_left / chunk if chunk else inf
+        first = min(end_steps, prompt_steps, chunk_steps)
+        if first > num_steps:
+            self._account(num_steps, chunk)
+            self.now_s = until_s
+            return
+        first = max(first, 0.0)
+        self._account(first, chunk)
+        self.now_s += first * step_s
+        if end_steps <= first:
             self._end(heapq.heappop(self._decoding)[2])
-        elif reaches:
+        elif prompt_steps <= first:
             self._begin_to_decode(self._prefilling.popleft())
 
     def _account(self, num_steps: float, chunk: float) -> None:
@@ -166,7 +174,8 @@ class EngineServer:
             computed = num_steps * chunk
             self._num_in_prefill -= computed
             self.num_to_compute -= computed
-            # The chunk is spent on the first prompt; the next ones begin when it is done.
+            self._chunk_left -= computed
+            # All of it is spent on the first prompt; the next ones begin when that is done.
             self._prefilling[0].num_left -= computed
 
     def _admit(self) -> None:

@@ -1,5 +1,5 @@
-"""What does each connected engine cost a gateway, and each message? The gateway's own sockets, and engines that are only
-sockets, in another process."""
+"""What does each connected engine cost a gateway, and each message? The gateway's own pool of engines, and engines that
+are only sockets, in another process."""
 
 import asyncio
 import multiprocessing
@@ -7,62 +7,58 @@ import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import cast
 
 import psutil
 import zmq
 
 from benchmarks.scaling.measure.cpu import Cpu
 from benchmarks.scaling.measure.engine_sockets import STATUS
+from pagewire.ipc.cache_events import CacheEvents, WatchCache
 from pagewire.ipc.codec import new_incarnation
-from pagewire.ipc.requests import EngineState, GatewayMessage, Hello, Located, Rejected, StepTokens
+from pagewire.ipc.requests import EngineState, GatewayMessage, Hello, StepTokens
 from scheduler_service.core.sockets import Server
-from scheduler_service.gateway.engines.engine import Engine
+from scheduler_service.gateway.engines.chooser import Chooser
 from scheduler_service.gateway.engines.engine_socket import Connector, EngineSocket
-from scheduler_service.gateway.engines.recovery import RecoveryCounts
-from scheduler_service.gateway.stream import Stream
+from scheduler_service.gateway.engines.pool import EnginePool
+from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 
-_NUM_ENGINES = 128
-_IDLE_S = 6.0
-_BURST_STEPS = 150
+_NUM_ENGINES = 256
+_IDLE_S = 5.0
+_BURST_STEPS = 100
 _STEPS_PER_S = 20.0
 _STATUS_PERIOD_S = 1.0
 _PATIENCE_S = 60.0
+_MANY = 4096
 
 
-class _NoKeeper:
-    """Streams there are none."""
-
-    def engine_changed(self, engine: Engine) -> None:
-        """Nobody asks."""
-
-    def engine_lost(self, engine: Engine, streams: list[Stream]) -> None:
-        """Nor here."""
-
-    def stream_refused(self, engine: Engine, stream: Stream, rejected: Rejected) -> None:
-        """Nor here."""
-
-    def request_located(self, engine: Engine, located: Located) -> None:
-        """Nor here."""
+def measure_gateway_sockets() -> dict[str, float | None]:
+    """Of each engine: file descriptors, KiB, microseconds of CPU time a second; and microseconds a message."""
+    most = _with_engines(_NUM_ENGINES)
+    return {
+        "gateway_engine_fds": most["fds"],
+        "gateway_engine_kib": most["kib"],
+        "gateway_engine_idle_us": most["idle_us"],
+        "gateway_message_us": most["message_us"],
+        "gateway_io_message_us": most["io_message_us"],
+        "most_engines": asyncio.run(_most_engines(_MANY)),
+    }
 
 
-def measure_gateway_sockets() -> dict[str, float]:
-    """Of each engine: file descriptors, threads, KiB, microseconds of CPU time a second; and microseconds a message."""
+def _with_engines(count: int) -> dict[str, float]:
     forks = multiprocessing.get_context("spawn")
     ours, theirs = forks.Pipe()
-    engines = forks.Process(target=_run_engines, args=(theirs, _NUM_ENGINES), daemon=True)
+    engines = forks.Process(target=_run_engines, args=(theirs, count), daemon=True)
     engines.start()
     try:
         return asyncio.run(_measure(ours, ours.recv()))
     finally:
         engines.kill()
+        engines.join()
 
 
-def most_engines() -> int:
-    """How many engines a gateway can connect to before ZeroMQ refuses another socket, as far as 4,096."""
-    return asyncio.run(_connect_all(4096))
-
-
-async def _connect_all(limit: int) -> int:
+async def _most_engines(limit: int) -> int | None:
+    """How many engines a gateway can connect to before ZeroMQ refuses another socket; None: so many."""
     connector = Connector("scaling")
     sockets: list[EngineSocket] = []
     try:
@@ -75,35 +71,32 @@ async def _connect_all(limit: int) -> int:
         for socket in sockets:
             socket.close()
         connector.context.destroy(linger=0)
-    return limit
+    return None
 
 
 async def _measure(pipe: Connection, addresses: list[str]) -> dict[str, float]:
     process = psutil.Process()
+    before = process.num_fds(), process.memory_info().rss
     connector = Connector("scaling")
-    before = process.num_fds(), process.num_threads(), process.memory_info().rss
-    engines = [Engine(address, connector, _NoKeeper(), RecoveryCounts()) for address in addresses]
+    # There are no streams, so that nothing is tokenized.
+    pool = EnginePool(addresses, connector, cast(Tokenizer, None), lambda: None, Chooser())
     deadline_s = time.monotonic() + _PATIENCE_S
-    while not all(engine.status.state is EngineState.READY for engine in engines):
+    while not all(engine.status.state is EngineState.READY for engine in pool.engines):
         assert time.monotonic() < deadline_s, "the engines do not answer"
         await asyncio.sleep(0.05)
-    after = process.num_fds(), process.num_threads(), process.memory_info().rss
+    after = process.num_fds(), process.memory_info().rss
     idle, idle_s = await _cpu_during(_IDLE_S)
     pipe.send(_BURST_STEPS)
-    steps_s = _BURST_STEPS / _STEPS_PER_S
-    busy, busy_s = await _cpu_during(steps_s + 1.0)
-    num_frames = _BURST_STEPS * len(engines)
-    num_engines = len(engines)
-    own_us = 1e6 * (busy.own_s - idle.own_s / idle_s * busy_s) / num_frames
-    io_us = 1e6 * (busy.others_s - idle.others_s / idle_s * busy_s) / num_frames
+    busy, busy_s = await _cpu_during(_BURST_STEPS / _STEPS_PER_S + 1.0)
+    num_messages = _BURST_STEPS * len(addresses)
+    pool.shut_down()
+    connector.close()
     return {
-        "gateway_engine_fds": (after[0] - before[0]) / num_engines,
-        "gateway_engine_threads": (after[1] - before[1]) / num_engines,
-        "gateway_engine_kib": (after[2] - before[2]) / num_engines / 1024,
-        "gateway_engine_idle_us": 1e6 * idle.own_s / idle_s / num_engines,
-        "gateway_engine_idle_io_us": 1e6 * idle.others_s / idle_s / num_engines,
-        "gateway_message_us": own_us,
-        "gateway_io_message_us": io_us,
+        "fds": (after[0] - before[0]) / len(addresses),
+        "kib": (after[1] - before[1]) / len(addresses) / 1024,
+        "idle_us": 1e6 * idle.own_s / idle_s / len(addresses),
+        "message_us": 1e6 * (busy.own_s - idle.own_s / idle_s * busy_s) / num_messages,
+        "io_message_us": 1e6 * (busy.others_s - idle.others_s / idle_s * busy_s) / num_messages,
     }
 
 
@@ -119,9 +112,9 @@ def _run_engines(pipe: Connection, num_engines: int) -> None:
     """Answer greetings and tell the status every second; when told a number, send so many steps of one token."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4 * num_engines)
-    names = [new_incarnation() for _ in range(num_engines)]
     servers: list[Server[GatewayMessage]] = [
-        Server(context, "tcp://127.0.0.1:*", GatewayMessage, name, "gateway") for name in names
+        Server(context, "tcp://127.0.0.1:*", GatewayMessage, new_incarnation(), "gateway", None)
+        for _ in range(num_engines)
     ]
     pipe.send([server.address for server in servers])
     peers: dict[int, tuple[bytes, bytes]] = {}
@@ -138,6 +131,8 @@ def _run_engines(pipe: Connection, num_engines: int) -> None:
                 if isinstance(envelope.message, Hello):
                     peers[number] = routing_id, envelope.sender
                     server.send(routing_id, STATUS, envelope.sender)
+                elif isinstance(envelope.message, WatchCache):
+                    server.send(routing_id, CacheEvents(1, True, []), envelope.sender)
             if number in peers and now_s >= status_due_s[number]:
                 status_due_s[number] += _STATUS_PERIOD_S
                 server.send(peers[number][0], STATUS, peers[number][1])

@@ -1,8 +1,8 @@
 """Simulates fleets of up to 1,000 engines with a million open streams, and prints what docs/scaling.md says.
 
-    python -m benchmarks.scaling                    all of it
-    python -m benchmarks.scaling --largest 64       smaller fleets only
-    python -m benchmarks.scaling.measure            what single parts cost, on this machine
+python -m benchmarks.scaling                    all of it
+python -m benchmarks.scaling --largest 64       smaller fleets only
+python -m benchmarks.scaling.measure            what single parts cost, on this machine
 """
 
 import argparse

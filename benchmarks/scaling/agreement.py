@@ -69,9 +69,7 @@ def detailed_figures(model: StepTimeModel, case: Case) -> Figures:
 def engine_rates(model: StepTimeModel, case: Case) -> EngineRates:
     """What the detailed engine does, and tells a gateway that watches its cache."""
     users = Users(case.habits, case.num_users, seed=1)
-    outcome = run_users(
-        model, case.size, users, warm_up_s=case.warm_up_s, seconds=case.seconds, keeps_events=True
-    )
+    outcome = run_users(model, case.size, users, warm_up_s=case.warm_up_s, seconds=case.seconds, keeps_events=True)
     return EngineRates(
         case.name,
         outcome.num_tokens / case.seconds,

@@ -1,6 +1,7 @@
-"""What is used up first as an installation grows? Arithmetic over measured costs and the rates of a simulated engine."""
+"""What is used up first as an installation grows? Arithmetic over measured costs and simulated rates."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from benchmarks.scaling.costs import Costs
 
@@ -10,8 +11,11 @@ SCHEDULER_CORE_LIMIT = 0.7
 GATEWAY_MEMORY_BYTES = 2 << 30
 """The chart's limit."""
 _STATUSES_PER_S = 1.0
-_PUBLISHED = 5000
-_DNS_HEADER_BYTES, _DNS_RECORD_BYTES, _DNS_QUESTION_BYTES, _DNS_OPTIONS_BYTES = 12, 16, 6, 11
+_MOST_ENGINES = 5000
+_CACHE_EVENTS = "cache events"
+# Around the name: its first length and its end, type and class.
+_DNS_QUESTION_BYTES = 6
+_DNS_HEADER_BYTES, _DNS_RECORD_BYTES, _DNS_OPTIONS_BYTES = 12, 16, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,10 @@ class EngineRates:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """So many engines and gateways; every gateway is connected to `engines_per_gateway` (None: all). `tokens_per_write`:
-    how many tokens pool before they are written to a caller."""
+    """So many engines and gateways; every gateway is connected to `engines_per_gateway` (None: all).
+
+    `tokens_per_write`: how many tokens pool before they are written to a caller.
+    """
 
     num_engines: int
     num_gateways: int
@@ -53,7 +59,7 @@ class Installation:
 def messages_per_step(installation: Installation, rates: EngineRates) -> float:
     """Gateways that have a stream at an engine, of those that know it: as many get a message of each step."""
     gateways = max(installation.gateways_per_engine, 1.0)
-    return gateways * (1.0 - (1.0 - 1.0 / gateways) ** rates.num_running)
+    return float(gateways * (1.0 - (1.0 - 1.0 / gateways) ** rates.num_running))
 
 
 def gateway_cores(installation: Installation, rates: EngineRates, costs: Costs) -> dict[str, float]:
@@ -71,7 +77,7 @@ def gateway_cores(installation: Installation, rates: EngineRates, costs: Costs) 
         "choices": choose_us * requests_per_s,
         "step messages": costs.gateway_message_us * messages_per_s,
         "connections": costs.gateway_engine_idle_us * known,
-        "cache events": costs.gateway_cache_event_us * events_per_s,
+        _CACHE_EVENTS: costs.gateway_cache_event_us * events_per_s,
     }
     return {name: us / 1e6 for name, us in parts_us.items()}
 
@@ -80,7 +86,7 @@ def gateways_needed(installation: Installation, rates: EngineRates, costs: Costs
     """The fewest gateways whose event loops stay under the limit; None: no number does. `num_gateways` is not read."""
 
     def fits(count: int) -> bool:
-        tried = _with_gateways(installation, count)
+        tried = replace(installation, num_gateways=count)
         return sum(gateway_cores(tried, rates, costs).values()) <= GATEWAY_CORE_LIMIT
 
     most = 64 * installation.num_engines + 64
@@ -110,7 +116,7 @@ def scheduler_cores(installation: Installation, rates: EngineRates, costs: Costs
         "steps": (costs.scheduler_step_us + costs.scheduler_sequence_us * rates.num_running) * rates.steps_per_s,
         "step messages": costs.engine_message_us * messages_per_step(installation, rates) * rates.steps_per_s,
         "statuses": costs.engine_message_us * known_by * _STATUSES_PER_S,
-        "cache events": costs.engine_cache_event_us * told,
+        _CACHE_EVENTS: costs.engine_cache_event_us * told,
     }
     return {name: us / 1e6 for name, us in parts_us.items()}
 
@@ -122,7 +128,7 @@ def cache_event_bytes_per_s(installation: Installation, rates: EngineRates, cost
 
 def dns_answer_bytes(name: str, num_addresses: int) -> int:
     """Of the answer with all IPv4 addresses of a name (RFC 1035, names compressed; RFC 6891 for the options)."""
-    question = len(name.rstrip(".")) + 2 + _DNS_QUESTION_BYTES - 2
+    question = len(name.rstrip(".")) + _DNS_QUESTION_BYTES
     return _DNS_HEADER_BYTES + question + num_addresses * _DNS_RECORD_BYTES + _DNS_OPTIONS_BYTES
 
 
@@ -135,62 +141,59 @@ class Break:
     figure: str
 
 
-def first_breaks(rates: EngineRates, costs: Costs, base: Installation) -> list[Break]:
-    """What is used up at which number of engines, the first first; `base` says all but the sizes.
+def first_breaks(rates: EngineRates, costs: Costs) -> list[Break]:
+    """What is used up at which number of engines, the first first, where every gateway knows all engines.
 
-    There are as many gateways as `gateways_needed` without cache events; a resource that lasts up to 5,000 engines has
-    no number.
+    There are as many gateways as tokens, requests and messages need (`gateways_needed` without cache events). What
+    lasts up to 5,000 engines has no number.
     """
-    fixed = {
-        "a gateway's event loop: cache events alone": lambda at: _over(
-            gateway_cores(at, rates, costs)["cache events"], GATEWAY_CORE_LIMIT, "cores"
+    sizes = range(1, _MOST_ENGINES + 1)
+    planned = {size: _planned(size, rates, costs) for size in sizes}
+    breaks = []
+    for what, (used, limit, unit) in _resources(rates, costs).items():
+        size = next((size for size in sizes if used(planned[size]) > limit), None)
+        figure = f"{used(planned[size]):.3g} of {limit:.3g} {unit}" if size is not None else ""
+        breaks.append(Break(what, size, figure))
+    return sorted(breaks, key=lambda each: each.num_engines or _MOST_ENGINES + 1)
+
+
+def _resources(rates: EngineRates, costs: Costs) -> dict[str, tuple[Callable[[Installation], float], float, str]]:
+    """How much of each is used, its limit, and its unit."""
+
+    def scheduler_rest(at: Installation) -> float:
+        return sum(used for what, used in scheduler_cores(at, rates, costs).items() if what != _CACHE_EVENTS)
+
+    gib = 1 << 30
+    return {
+        "a gateway's event loop, by cache events": (
+            lambda at: gateway_cores(at, rates, costs)[_CACHE_EVENTS],
+            GATEWAY_CORE_LIMIT,
+            "cores",
         ),
-        "a gateway's event loop: connections alone": lambda at: _over(
-            gateway_cores(at, rates, costs)["connections"], GATEWAY_CORE_LIMIT, "cores"
+        "a gateway's event loop, by being connected": (
+            lambda at: gateway_cores(at, rates, costs)["connections"],
+            GATEWAY_CORE_LIMIT,
+            "cores",
         ),
-        "a gateway's memory": lambda at: _over(
-            gateway_memory_bytes(at, rates, costs) / (1 << 30), GATEWAY_MEMORY_BYTES / (1 << 30), "GiB"
+        "a gateway's memory": (
+            lambda at: gateway_memory_bytes(at, rates, costs) / gib,
+            GATEWAY_MEMORY_BYTES / gib,
+            "GiB",
         ),
-        "a gateway's ZeroMQ sockets": lambda at: _over(at.num_known, costs.most_engines or _PUBLISHED, "engines"),
-        "a scheduler's thread: cache events alone": lambda at: _over(
-            scheduler_cores(at, rates, costs)["cache events"], SCHEDULER_CORE_LIMIT, "cores"
+        "a gateway's ZeroMQ sockets": (
+            lambda at: at.num_known,
+            costs.most_engines or _MOST_ENGINES,
+            "engines",
         ),
-        "a scheduler's thread: all else": lambda at: _over(
-            sum(used for what, used in scheduler_cores(at, rates, costs).items() if what != "cache events"),
+        "a scheduler's thread, by cache events": (
+            lambda at: scheduler_cores(at, rates, costs)[_CACHE_EVENTS],
             SCHEDULER_CORE_LIMIT,
             "cores",
         ),
+        "a scheduler's thread, by all else": (scheduler_rest, SCHEDULER_CORE_LIMIT, "cores"),
     }
-    breaks = []
-    for what, measure in fixed.items():
-        size, figure = None, ""
-        for num_engines in range(1, _PUBLISHED + 1):
-            planned = _planned(base, num_engines, rates, costs)
-            figure = measure(planned)
-            if figure:
-                size = num_engines
-                break
-        breaks.append(Break(what, size, figure))
-    return sorted(breaks, key=lambda each: each.num_engines or _PUBLISHED + 1)
 
 
-def _planned(base: Installation, num_engines: int, rates: EngineRates, costs: Costs) -> Installation:
-    """As many gateways as the tokens, requests and step messages need."""
-    quiet = Installation(num_engines, 1, False, base.tokens_per_write, base.engines_per_gateway)
-    count = gateways_needed(quiet, rates, costs) or num_engines
-    return Installation(num_engines, count, base.watches_cache, base.tokens_per_write, base.engines_per_gateway)
-
-
-def _with_gateways(installation: Installation, count: int) -> Installation:
-    return Installation(
-        installation.num_engines,
-        count,
-        installation.watches_cache,
-        installation.tokens_per_write,
-        installation.engines_per_gateway,
-    )
-
-
-def _over(used: float, limit: float, unit: str) -> str:
-    """What is used, if that is more than the limit."""
-    return f"{used:.3g} {unit}" if used > limit else ""
+def _planned(num_engines: int, rates: EngineRates, costs: Costs) -> Installation:
+    count = gateways_needed(Installation(num_engines, 1, watches_cache=False), rates, costs) or num_engines
+    return Installation(num_engines, count)

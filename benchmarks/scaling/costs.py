@@ -1,4 +1,4 @@
-"""What single parts cost, as `python -m benchmarks.scaling measure` found it and costs.json keeps it."""
+"""What single parts cost, as `python -m benchmarks.scaling.measure` found it and costs.json keeps it."""
 
 import json
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ COSTS_FILE = Path(__file__).with_name("costs.json")
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Microseconds (us) of CPU time of the thread that does the work, where not said otherwise; `io` is ZeroMQ's thread.
+    """Microseconds (us) of CPU time of the thread that does the work; `io` is ZeroMQ's thread.
 
-    Of the scheduler: a step and each sequence in it, a message to a gateway, an event of its cache to one gateway. Of a
-    gateway: a token, a write to a caller, a request, a message of an engine, a second of being connected to an engine, an
-    event of an engine's cache, finding a prompt of 1,000 tokens and choosing for it (of 16 engines, and of each further
-    one). `most_engines`: as many can be connected to; None: 4,096 at least.
+    Of the scheduler: a step and each sequence in it, a message to a gateway, an event of its cache to one gateway. Of
+    a gateway: a token, a write to a caller, a request, a message of an engine, a second of being connected to an
+    engine, an event of an engine's cache, finding a prompt of 1,000 tokens and choosing for it (of 16 engines, and of
+    each further one). `most_engines`: as many can be connected to; None: 4,096 at least.
     """
 
     scheduler_step_us: float
@@ -54,5 +54,5 @@ class Costs:
             return msgspec.convert(json.loads(path.read_text()), cls)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"no costs in {path}: {error}; make them with 'python -m benchmarks.scaling measure'"
+                f"no costs in {path}: {error}; make them with 'python -m benchmarks.scaling.measure'"
             ) from error

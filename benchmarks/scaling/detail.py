@@ -156,9 +156,7 @@ class _Run:
         history = self._texts.pop(user, None) if turn.num_history else None
         asked = self._random.integers(0, self._vocab_size, turn.num_asked, dtype=np.int32)
         prompt = asked if history is None else np.concatenate((history, asked))
-        number = self.engine.submit(
-            self._gateways[user % len(self._gateways)], prompt, turn.num_answered, self._now_s
-        )
+        number = self.engine.submit(self._gateways[user % len(self._gateways)], prompt, turn.num_answered, self._now_s)
         self._turns[number] = user, turn
         if self._users.habits.goes_on:
             self._texts[user] = prompt

@@ -65,7 +65,11 @@ class FleetOutcome:
 
 
 class Fleet:
-    """The installation at one moment."""
+    """The installation at one moment.
+
+    Attributes:
+        known: the engines that each gateway knows; None: all know all.
+    """
 
     def __init__(self, config: FleetConfig, costs: StepCosts) -> None:
         self._config = config
@@ -74,11 +78,11 @@ class Fleet:
         self._chooser = Chooser(config.policy, self._random)
         count = config.num_engines
         self._engines = [EngineServer(costs, config.size) for _ in range(count)]
-        # [2, gateway, engine] sequences and tokens to compute: the gateway's own, and what the engine's last word says of
-        # the others', as LoadEstimate in scheduler_service/gateway/engines/engine_load.py.
+        # [2, gateway, engine] sequences and tokens to compute: the gateway's own, and what the engine's last word says
+        # of the others', as LoadEstimate in scheduler_service/gateway/engines/engine_load.py.
         self._own = np.zeros((2, config.num_gateways, count))
         self._others = np.zeros((2, config.num_gateways, count))
-        self._choices = self._subsets()
+        self.known = self._subsets()
         # By conversation: the engine that has it, who sent it there, and when that is known.
         self._homes: dict[int, tuple[int, int, float]] = {}
         # Who does not think begins within the first seconds, not at once with all others.
@@ -190,11 +194,13 @@ class Fleet:
         holders: dict[int, int] = {}
         if home is not None and (home[2] <= now_s or home[1] == gateway):
             holders[home[0]] = self._engines[home[0]].cached_tokens(conversation)
-        if self._choices is None:
+        if self.known is None:
             chosen = self._chooser.choose(Beliefs(sequences, tokens), list(holders.items()), conversation)
             return chosen, holders.get(chosen, 0)
-        choices = self._choices[gateway]
-        known = [(int(np.searchsorted(choices, engine)), cached) for engine, cached in holders.items() if engine in choices]
+        choices = self.known[gateway]
+        known = [
+            (int(np.searchsorted(choices, engine)), cached) for engine, cached in holders.items() if engine in choices
+        ]
         place = self._chooser.choose(Beliefs(sequences[choices], tokens[choices]), known, conversation)
         chosen = int(choices[place])
         return chosen, holders.get(chosen, 0)

@@ -1,8 +1,7 @@
-"""Which engine gets a request, of a thousand? The product's policy and others, over loads that are as old as they are in a
-fleet.
+"""Which engine gets a request, of a thousand? The product's policy and others, over loads as old as those of a fleet.
 
-The product's is `PrefixRouter` in scheduler_service/gateway/engines/routing.py. `Chooser` decides as it does, fast enough
-for millions of requests, and a test compares the two.
+The product's is `PrefixRouter` in scheduler_service/gateway/engines/routing.py. `Chooser` decides as it does, fast
+enough for millions of requests, and a test compares the two.
 """
 
 import enum
@@ -45,7 +44,7 @@ class Beliefs:
     @property
     def limit(self) -> float:
         """Engines with more sequences are overloaded."""
-        return MAX_LOAD_FACTOR * float(self.sequences.sum()) / len(self.sequences) + LOAD_SLACK
+        return float(MAX_LOAD_FACTOR * self.sequences.sum() / len(self.sequences) + LOAD_SLACK)
 
 
 class Chooser:

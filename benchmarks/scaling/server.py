@@ -140,8 +140,7 @@ class EngineServer:
             self._pass_until(until_s)
 
     def _pass_until(self, until_s: float) -> None:
-        """Until the next stream ends, the next prompt or the step's part of prompts is computed, or this time, whichever
-        is first."""
+        """Until this time, or until a stream ends, or a prompt or the step's part of prompts is computed before."""
         if self._prefilling and self._chunk_left <= _NOTHING:
             self._chunk = self._chunk_left = min(self._budget - self._num_decodes, self._num_in_prefill)
         chunk = self._chunk if self._prefilling else 0.0

@@ -2,10 +2,10 @@
 
     seconds = layers * a + products * b + KV bytes * c + activation bytes * d
 
-Bytes are counted at the speed of a device copy, FLOPs at that of a large matrix product: a factor of 1 is the floor. The
-products' floor is the hypotenuse of their bytes and their FLOPs: it is near the larger one, and above it where both
-matter. Layers have one factor (microseconds of launches, gaps and small kernels) up to `SMALL_BATCH` tokens, where the
-worker has kernels of its own for the products, and another above.
+Bytes are counted at the speed of a device copy, FLOPs at that of a large matrix product: a factor of 1 is the floor.
+The products' floor is the hypotenuse of their bytes and their FLOPs: it is near the larger one, and above it where
+both matter. Layers have one factor (microseconds of launches, gaps and small kernels) up to `SMALL_BATCH` tokens,
+where the worker has kernels of its own for the products, and another above.
 """
 
 import math
@@ -25,8 +25,8 @@ _MICROSECOND = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step computes: so many sequences draw a token after reading `num_kv_tokens` in all, and so many tokens of
-    prompts, which see `num_attended` tokens in all."""
+    """What one step computes: `num_decodes` sequences draw a token after reading `num_kv_tokens` in all, and so many
+    tokens of prompts see `num_attended` tokens in all."""
 
     num_decodes: int
     num_kv_tokens: float

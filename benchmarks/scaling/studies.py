@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from benchmarks.scaling.agreement import CASES, Case
 from benchmarks.scaling.detail import EngineSize
 from benchmarks.scaling.fleet import FleetConfig
 from benchmarks.scaling.policies import Policy
@@ -46,14 +45,9 @@ _BASE = FleetConfig(
 
 def fleet_jobs(largest: int = SIZES[-1]) -> list[FleetJob]:
     """All of them, up to so many engines; the largest first, so that those that end last are small."""
-    jobs = [_million()] + _sizes() + _status_periods() + _event_lags() + _subsets()
+    jobs = [_million(), *_sizes(), *_status_periods(), *_event_lags(), *_subsets()]
     jobs = [job for job in jobs if job.config.num_engines <= largest]
     return sorted(jobs, key=lambda job: -job.weight)
-
-
-def detailed_cases() -> tuple[Case, ...]:
-    """Engines that are simulated in full detail and as servers."""
-    return CASES
 
 
 def _million() -> FleetJob:
@@ -102,7 +96,8 @@ def _subsets() -> list[FleetJob]:
     """Gateways that know some engines only, with users who come to any gateway and users who stay with theirs."""
     return [
         FleetJob(
-            "subset", replace(_BASE, num_engines=128, num_gateways=64, engines_per_gateway=subset, users_stay=users_stay)
+            "subset",
+            replace(_BASE, num_engines=128, num_gateways=64, engines_per_gateway=subset, users_stay=users_stay),
         )
         for subset in SUBSETS
         for users_stay in (False, True)

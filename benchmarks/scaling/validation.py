@@ -1,4 +1,4 @@
-"""Does the simulated engine give the figures that were measured through the whole stack? docs/performance.md has them."""
+"""Does the simulated engine give the figures that were measured through the whole stack (docs/performance.md)?"""
 
 from dataclasses import dataclass
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.progress import track
@@ -13,7 +14,13 @@ from benchmarks.scaling.measure.gateway_sockets import measure_gateway_sockets
 from benchmarks.scaling.measure.scheduler import measure_steps
 from benchmarks.scaling.measure.streams import measure_streams
 
-_PARTS = (measure_steps, measure_engine_sockets, measure_gateway_sockets, measure_cache_events, measure_streams)
+_PARTS: tuple[Callable[[], Mapping[str, float | None]], ...] = (
+    measure_steps,
+    measure_engine_sockets,
+    measure_gateway_sockets,
+    measure_cache_events,
+    measure_streams,
+)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
-"""What do cache events cost, the engine that tells them and the gateway that mirrors them? Events are those of a simulated
-engine under chats."""
+"""What do cache events cost, the engine that tells them and the gateway that mirrors them?
+
+The events are those of a simulated engine under chats.
+"""
 
 import gc
 import time

@@ -74,9 +74,7 @@ def _measure_steps(num_gateways: int, keys: Path) -> Cpu:
         context.term()
 
 
-def _greet_all(
-    server: Server[GatewayMessage], gateways: Gateways, gate: CurveGate, num_gateways: int
-) -> list[bytes]:
+def _greet_all(server: Server[GatewayMessage], gateways: Gateways, gate: CurveGate, num_gateways: int) -> list[bytes]:
     names: dict[bytes, None] = {}
     deadline_s = time.monotonic() + _PATIENCE_S
     while len(names) < num_gateways:

@@ -1,4 +1,4 @@
-"""What does a step cost the scheduler's process, beside what it tells gateways? Its CPU time by the number of sequences."""
+"""What does a step cost the scheduler's process, beside what it tells gateways? CPU time by the number of sequences."""
 
 import time
 

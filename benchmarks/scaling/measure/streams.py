@@ -1,5 +1,7 @@
-"""What does an open stream cost its gateway? CPU time for each token, message and request, and memory, of a real gateway
-between a fake scheduler and real clients."""
+"""What does an open stream cost its gateway? CPU time for each token, message and request, and memory.
+
+Measured of a real gateway, between a fake scheduler and real clients.
+"""
 
 import argparse
 import tempfile
@@ -26,7 +28,9 @@ def measure_streams() -> dict[str, float]:
             rows.append([1.0, 1.0 / run["tokens_per_message"], 1.0 / num_tokens])
             costs.append(run["cpu_us_per_token"])
     # Of the relative errors: the costs of a token differ tenfold.
-    token, message, request = np.linalg.lstsq(np.array(rows) / np.array(costs)[:, None], np.ones(len(rows)), rcond=None)[0]
+    token, message, request = np.linalg.lstsq(
+        np.array(rows) / np.array(costs)[:, None], np.ones(len(rows)), rcond=None
+    )[0]
     few, many = _peak_mib(_FEW), _peak_mib(_MANY)
     return {
         "gateway_token_us": float(token),

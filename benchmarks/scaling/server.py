@@ -7,11 +7,10 @@ first. detail.py has the real thing, and agreement.py says how well the two agre
 """
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from math import hypot, inf
-
-import numpy as np
 
 from benchmarks.scaling.detail import BLOCK_SIZE, EngineSize
 from benchmarks.scaling.shapes import ModelShape
@@ -42,13 +41,20 @@ class StepCosts:
     def of(cls, model: StepTimeModel, shape: ModelShape, host_s: float = 0.0, host_seq_s: float = 0.0) -> "StepCosts":
         """The same times as the model's."""
         small, large, products, kv, activations = model.factors
-        one = floors(shape, Step(1, 1))
-        weights_s = floors(shape, Step(0, 0))[2]
-        flops_s = (floors(shape, Step(1 << 20, 0))[2] ** 2 - weights_s**2) ** 0.5 / (1 << 20)
+        layers_s, _, weights_s, kv_s, activations_s = floors(shape, Step(1, 1)).tolist()
+        many = 1 << 20
+        flops_s = math.sqrt(float(floors(shape, Step(many, 0))[2]) ** 2 - weights_s**2) / many
         return cls(
-            small * one[0], large * one[0], weights_s, flops_s, products, kv * one[3], activations * one[4],
-            host_s, host_seq_s,
-        )  # fmt: skip
+            small_s=small * layers_s,
+            large_s=large * layers_s,
+            weights_s=weights_s,
+            flops_s=flops_s,
+            products=products,
+            kv_s=kv * kv_s,
+            activations_s=activations * activations_s,
+            host_s=host_s,
+            host_seq_s=host_seq_s,
+        )
 
     def seconds(self, num_decodes: int, num_kv_tokens: float, num_prompt_tokens: float) -> float:
         """Of a step."""
@@ -142,7 +148,9 @@ class EngineServer:
     def _pass_until(self, until_s: float) -> None:
         """Until this time, or until a stream ends, or a prompt or the step's part of prompts is computed before."""
         if self._prefilling and self._chunk_left <= _NOTHING:
-            self._chunk = self._chunk_left = min(self._budget - self._num_decodes, self._num_in_prefill)
+            # What is left of the first prompt counts, whatever rounding made of the sum.
+            wanted = max(self._num_in_prefill, self._prefilling[0].num_left, _NOTHING)
+            self._chunk = self._chunk_left = min(self._budget - self._num_decodes, wanted)
         chunk = self._chunk if self._prefilling else 0.0
         self._step_s = step_s = self._costs.seconds(self._num_decodes, self._kv, chunk)
         num_steps = (until_s - self.now_s) / step_s
@@ -159,7 +167,7 @@ class EngineServer:
         self.now_s += first * step_s
         if end_steps <= first:
             self._end(heapq.heappop(self._decoding)[2])
-        elif prompt_steps <= first:
+        elif self._prefilling and self._prefilling[0].num_left <= _NOTHING:
             self._begin_to_decode(self._prefilling.popleft())
 
     def _account(self, num_steps: float, chunk: float) -> None:
@@ -231,7 +239,7 @@ class EngineServer:
         excess = self._num_cached + self._held - self._capacity
         while excess > 0 and self._cached:
             conversation = next(iter(self._cached))
-            lost = min(self._cached[conversation], int(np.ceil(excess)))
+            lost = min(self._cached[conversation], math.ceil(excess))
             self._cached[conversation] -= lost
             if not self._cached[conversation]:
                 del self._cached[conversation]

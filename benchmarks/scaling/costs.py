@@ -17,7 +17,7 @@ class Costs:
     Of the scheduler: a step and each sequence in it, a message to a gateway, an event of its cache to one gateway. Of
     a gateway: a token, a write to a caller, a request, a message of an engine, a second of being connected to an
     engine, an event of an engine's cache, finding a prompt of 1,000 tokens and choosing for it (of 16 engines, and of
-    each further one). `most_engines`: as many can be connected to; None: 4,096 at least.
+    each further one). `most_engines`: as many can be connected to; None: 1,024 at least.
     """
 
     scheduler_step_us: float

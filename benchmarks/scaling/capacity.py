@@ -10,6 +10,8 @@ GATEWAY_CORE_LIMIT = 0.7
 SCHEDULER_CORE_LIMIT = 0.7
 GATEWAY_MEMORY_BYTES = 2 << 30
 """The chart's limit."""
+GATEWAY_DESCRIPTORS = 1024
+"""The soft limit of many container runtimes, of which callers' connections take some as well."""
 _STATUSES_PER_S = 1.0
 _MOST_ENGINES = 5000
 _CACHE_EVENTS = "cache events"
@@ -180,10 +182,10 @@ def _resources(rates: EngineRates, costs: Costs) -> dict[str, tuple[Callable[[In
             GATEWAY_MEMORY_BYTES / gib,
             "GiB",
         ),
-        "a gateway's ZeroMQ sockets": (
-            lambda at: at.num_known,
-            costs.most_engines or _MOST_ENGINES,
-            "engines",
+        "a gateway's file descriptors": (
+            lambda at: costs.gateway_engine_fds * at.num_known,
+            GATEWAY_DESCRIPTORS,
+            "descriptors",
         ),
         "a scheduler's thread, by cache events": (
             lambda at: scheduler_cores(at, rates, costs)[_CACHE_EVENTS],

@@ -17,7 +17,7 @@ class Costs:
     Of the scheduler: a step and each sequence in it, a message to a gateway, an event of its cache to one gateway. Of
     a gateway: a token, a write to a caller, a request, a message of an engine, a second of being connected to an
     engine, an event of an engine's cache, finding a prompt of 1,000 tokens and choosing for it (of 16 engines, and of
-    each further one). `most_engines`: as many can be connected to; None: 1,024 at least.
+    each further one).
     """
 
     scheduler_step_us: float
@@ -41,7 +41,6 @@ class Costs:
     gateway_match_us: float
     gateway_choose_us: float
     gateway_choose_engine_us: float
-    most_engines: int | None
 
     @classmethod
     def read(cls, path: Path = COSTS_FILE) -> Self:

@@ -7,16 +7,19 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.scaling.capacity import EngineRates, Installation, gateways_needed
 from benchmarks.scaling.costs import Costs
 from benchmarks.scaling.policies import Policy
+from benchmarks.scaling.studies import SIZES, STATUS_PERIODS_S
 from benchmarks.scaling.tables import rates_of
 
 _GREY = "#808080"
 _COLOURS = ("#3b8ed0", "#e07b39", "#3fa45b", "#c75b9b", "#8f78d0", "#a8942a")
 _SIZES = sorted({round(1.12**power) for power in range(62)} | {1000})
 _LARGEST = 1000
+_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _STATUS_LABEL = "seconds between two statuses of an engine"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -68,7 +71,9 @@ def _plot_gateways(results: dict[str, Any], costs: Costs) -> Figure:
         _draw(
             axes, series, rates.name, "engines", "gateways per engine" if axes.get_subplotspec().is_first_col() else ""
         )
-        axes.set(xscale="log", yscale="log", xlim=(1, _LARGEST), ylim=(0.2, 60))
+        _scale(axes, (1, 10, 100, 1000))
+        _scale(axes, (0.5, 1, 2, 5, 10, 20, 50), y=True)
+        axes.set(xlim=(1, _LARGEST), ylim=(0.4, 60))
     figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.14))
     return figure
 
@@ -95,7 +100,8 @@ def _plot_policies(results: dict[str, Any]) -> Figure:
         "engines (half as many gateways)",
         "seconds",
     )
-    left.set(xscale="log", yscale="log")
+    _scale(left, SIZES)
+    _scale(left, _SECONDS, y=True)
     _draw(
         right,
         _by_policy(results, "size", lambda run: (run["config"]["num_engines"], 100 * run["outcome"]["cached_share"])),
@@ -103,7 +109,8 @@ def _plot_policies(results: dict[str, Any]) -> Figure:
         "engines",
         "%",
     )
-    right.set(xscale="log", ylim=(0, 100))
+    _scale(right, SIZES)
+    right.set(ylim=(0, 100))
     figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
     return figure
@@ -120,9 +127,10 @@ def _plot_status_periods(results: dict[str, Any]) -> Figure:
     )
     _draw(left, waits, "99 of 100 have their first token after", _STATUS_LABEL, "seconds")
     _draw(right, spreads, "open streams of an engine: deviation over mean", _STATUS_LABEL, "")
-    right.set(xscale="log", ylim=(0, None))
-    left.set(xscale="log")
-    left.set(yscale="log")
+    for axes in (left, right):
+        _scale(axes, STATUS_PERIODS_S)
+    _scale(left, _SECONDS, y=True)
+    right.set(ylim=(0, None))
     figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.1))
     figure.tight_layout()
     return figure
@@ -146,3 +154,12 @@ def _draw(axes: Axes, series: Sequence[Series], title: str, x_label: str, y_labe
     for (name, xs, ys), colour in zip(series, _COLOURS, strict=False):
         axes.plot(xs, ys, label=name, color=colour, marker="o" if len(xs) < 10 else None, markersize=4)
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
+
+
+def _scale(axes: Axes, ticks: Sequence[float], *, y: bool = False) -> None:
+    """A logarithmic axis with these numbers, as they are written elsewhere."""
+    axis = axes.yaxis if y else axes.xaxis
+    (axes.set_yscale if y else axes.set_xscale)("log")
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())

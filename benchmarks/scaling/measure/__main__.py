@@ -14,7 +14,7 @@ from benchmarks.scaling.measure.gateway_sockets import measure_gateway_sockets
 from benchmarks.scaling.measure.scheduler import measure_steps
 from benchmarks.scaling.measure.streams import measure_streams
 
-_PARTS: tuple[Callable[[], Mapping[str, float | None]], ...] = (
+_PARTS: tuple[Callable[[], Mapping[str, float]], ...] = (
     measure_steps,
     measure_engine_sockets,
     measure_gateway_sockets,
@@ -28,10 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling.measure", description=__doc__)
     parser.add_argument("--json", type=Path, default=COSTS_FILE, metavar="FILE", help="where to write it")
     flags = parser.parse_args()
-    figures: dict[str, float | None] = {}
+    figures: dict[str, float] = {}
     for part in track(_PARTS, description="measuring"):
         figures |= part()
-    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
     text = json.dumps(rounded, indent=2)
     flags.json.write_text(text + "\n")
     print(text)

@@ -19,7 +19,7 @@ from pagewire.ipc.codec import new_incarnation
 from pagewire.ipc.requests import EngineState, GatewayMessage, Hello, StepTokens
 from scheduler_service.core.sockets import Server
 from scheduler_service.gateway.engines.chooser import Chooser
-from scheduler_service.gateway.engines.engine_socket import Connector, EngineSocket
+from scheduler_service.gateway.engines.engine_socket import Connector
 from scheduler_service.gateway.engines.pool import EnginePool
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 
@@ -29,10 +29,9 @@ _BURST_STEPS = 100
 _STEPS_PER_S = 20.0
 _STATUS_PERIOD_S = 1.0
 _PATIENCE_S = 60.0
-_MANY = 1024
 
 
-def measure_gateway_sockets() -> dict[str, float | None]:
+def measure_gateway_sockets() -> dict[str, float]:
     """Of each engine: file descriptors, KiB, microseconds of CPU time a second; and microseconds a message."""
     most = _with_engines(_NUM_ENGINES)
     return {
@@ -41,7 +40,6 @@ def measure_gateway_sockets() -> dict[str, float | None]:
         "gateway_engine_idle_us": most["idle_us"],
         "gateway_message_us": most["message_us"],
         "gateway_io_message_us": most["io_message_us"],
-        "most_engines": asyncio.run(_most_engines(_MANY)),
     }
 
 
@@ -55,23 +53,6 @@ def _with_engines(count: int) -> dict[str, float]:
     finally:
         engines.kill()
         engines.join()
-
-
-async def _most_engines(limit: int) -> int | None:
-    """How many engines a gateway can connect to before ZeroMQ refuses another socket; None: so many."""
-    connector = Connector("scaling")
-    sockets: list[EngineSocket] = []
-    try:
-        for number in range(limit):
-            address = f"ipc:///nowhere/{number}"
-            sockets.append(EngineSocket(connector, address, lambda frames: None, lambda: None, lambda: None))
-    except zmq.ZMQError:
-        return len(sockets)
-    finally:
-        for socket in sockets:
-            socket.close()
-        connector.context.destroy(linger=0)
-    return None
 
 
 async def _measure(pipe: Connection, addresses: list[str]) -> dict[str, float]:

@@ -186,6 +186,6 @@ def test_the_report_has_every_part():
         "fleets": [],
     }
     text = "\n".join(tables.report(results, COSTS))
-    assert "ZeroMQ sockets" in text
+    assert "file descriptors" in text
     assert "Qwen3-8B" in text
     assert "The DNS answer" in text

@@ -17,6 +17,8 @@ from benchmarks.scaling.server import EngineServer, StepCosts, Visit
 from benchmarks.scaling.workload import Habits, Users
 
 _SAMPLE_S = 0.5
+# So far engines may be behind, and with them users who wait for their answers.
+_TICK_S = 0.1
 _START_S = 4.0
 
 
@@ -91,9 +93,9 @@ class Fleet:
             (self._users.think_s() + start_s * self._random.random(), user) for user in range(self._users.num_users)
         ]
         heapq.heapify(self._asks)
-        period_s = config.status_period_s
-        self._statuses = [(self._random.random() * period_s, engine) for engine in range(count)]
-        heapq.heapify(self._statuses)
+        self._ticks = [(self._random.random() * _TICK_S, engine) for engine in range(count)]
+        heapq.heapify(self._ticks)
+        self._next_status_s = [self._random.random() * config.status_period_s for _ in range(count)]
         # Of the time that is measured.
         self._started: list[Visit] = []
         self._ended: list[Visit] = []
@@ -156,19 +158,21 @@ class Fleet:
     def _until(self, end_s: float) -> None:
         """Whatever happens until this time, in order."""
         while True:
-            is_status = not self._asks or self._statuses[0][0] <= self._asks[0][0]
-            at_s, number = self._statuses[0] if is_status else self._asks[0]
+            is_tick = not self._asks or self._ticks[0][0] <= self._asks[0][0]
+            at_s, number = self._ticks[0] if is_tick else self._asks[0]
             if at_s > end_s:
                 return
-            if is_status:
-                heapq.heapreplace(self._statuses, (at_s + self._config.status_period_s, number))
-                self._tell_status(number, at_s)
+            if is_tick:
+                heapq.heapreplace(self._ticks, (at_s + _TICK_S, number))
+                self._advance(number, at_s)
+                if at_s >= self._next_status_s[number]:
+                    self._next_status_s[number] += self._config.status_period_s
+                    self._tell_status(number)
             else:
                 heapq.heappop(self._asks)
                 self._ask(number, at_s)
 
-    def _tell_status(self, number: int, now_s: float) -> None:
-        self._advance(number, now_s)
+    def _tell_status(self, number: int) -> None:
         engine = self._engines[number]
         for kind, total in enumerate((engine.num_open, engine.num_to_compute)):
             self._others[kind, :, number] = np.maximum(total - self._own[kind, :, number], 0)
@@ -216,7 +220,7 @@ class Fleet:
         engine.started.clear()
         for visit in engine.ended:
             self._own[0, visit.gateway, number] -= 1
-            # Its engine may be behind the others by less than a status period; nobody asks in the past.
+            # Nobody asks in the past.
             heapq.heappush(self._asks, (max(now_s, visit.ended_s + self._users.think_s()), visit.user))
             if visit.ended_s >= self._measures_from_s:
                 self._ended.append(visit)

@@ -110,7 +110,6 @@ def test_prefix_finds_what_random_choice_does_not():
 def test_old_loads_lead_all_gateways_to_the_same_engine():
     fresh, old = (run(policy=Policy.LEAST_LOADED, status_period_s=period_s) for period_s in (0.1, 4.0))
     assert old.spread > 2 * fresh.spread
-    assert old.first_token_p99_s > fresh.first_token_p99_s
 
 
 def test_gateways_that_know_some_engines_find_less_unless_users_stay():

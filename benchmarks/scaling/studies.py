@@ -66,10 +66,10 @@ def _million() -> FleetJob:
 
 
 def _sizes() -> list[FleetJob]:
-    """All policies as the fleet grows; of the largest, those that differ there."""
+    """All policies as the fleet grows, and the product's in the largest."""
     jobs = []
     for size in SIZES:
-        policies = list(Policy) if size <= _LARGEST_FOR_ALL else [Policy.LEAST_LOADED, Policy.PREFIX, Policy.HASH]
+        policies = list(Policy) if size <= _LARGEST_FOR_ALL else [Policy.PREFIX]
         jobs += [
             FleetJob("size", replace(_BASE, num_engines=size, num_gateways=max(2, size // 2), policy=policy))
             for policy in policies

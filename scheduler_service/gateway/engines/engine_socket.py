@@ -22,6 +22,7 @@ _HEARTBEAT_PERIOD_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 10_000
 _RECONNECT_DELAY_MS = 20
 _MAX_RECONNECT_DELAY_MS = 100
+_MAX_SOCKETS = 16_384
 
 _Socket = zmq.Socket[bytes]
 
@@ -41,6 +42,8 @@ class Connector:
         self.version = version
         self.curve_keys = curve_keys
         self.context: zmq.Context[_Socket] = zmq.Context()
+        # An engine takes three, and ZeroMQ would stop at 1,023.
+        self.context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
     def close(self) -> None:
         """Wait until frames that closed sockets have sent have left, or their time is over."""

@@ -113,7 +113,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for addresses that are reached over a network"
     )
-    parser.add_argument("--model-name", default="", help="what metrics call the model")
+    parser.add_argument("--model-name", default="", help="what metrics, and gateways, call the model")
     parser.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics here over HTTP; default: off")
     parser.add_argument("--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, over HTTP")
     parser.add_argument("--trace-dir", type=Path, help="write what was done, and when, to a file here at the end")

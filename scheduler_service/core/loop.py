@@ -362,6 +362,7 @@ class SchedulerLoop:
             done=progress.done,
             total=progress.total,
             detail=self._detail,
+            model_name=self._config.model_name,
         )
 
     @property

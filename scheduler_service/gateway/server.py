@@ -131,7 +131,7 @@ def _make_gateway(
     check_addresses(config.scheduler_addresses, config.curve_keys)
     engines = EnginePool(
         config.scheduler_addresses,
-        Connector(version, config.curve_keys),
+        Connector(version, model.name, config.curve_keys),
         model.tokenizer,
         on_state_change=lambda: health.set_serving(state.find().is_serving),
         chooser=Chooser(config.routing),

@@ -45,7 +45,7 @@ class FakeScheduler:
         state: told to gateways from the start.
         ignores: messages of these kinds are not kept for `take`.
 
-    While `is_silent` is set greetings are not answered; while `accepts` is not, requests are neither.
+    `model_name` is told from the next `set_state` on. While `is_silent` is set greetings are not answered; while `accepts` is not, requests are neither.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class FakeScheduler:
         self.limits = Limits(max_model_len, 256, 2048, 16, 4096)
         self.is_silent = False
         self.accepts = True
+        self.model_name = ""
         self._ignores = ignores
         self._status = self._make_status(state)
         self._codec: Codec[GatewayMessage] = Codec(GatewayMessage)
@@ -151,7 +152,7 @@ class FakeScheduler:
     def _make_status(
         self, state: EngineState, stage: str = "", done: int = 0, total: int = 0, detail: str = ""
     ) -> EngineStatus:
-        return EngineStatus(state, self.model, self.limits, Load(1, 2, 3), stage, done, total, detail)
+        return EngineStatus(state, self.model, self.limits, Load(1, 2, 3), stage, done, total, detail, self.model_name)
 
     # ---- the socket's thread --------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class WatchedPool:
         self._changed = asyncio.Event()
         self.pool = EnginePool(
             addresses,
-            Connector("test"),
+            Connector("test", "model"),
             Tokenizer(byte_level_tokenizer(), {}),
             self._changed.set,
             Chooser(),

@@ -58,7 +58,7 @@ def _with_engines(count: int) -> dict[str, float]:
 async def _measure(pipe: Connection, addresses: list[str]) -> dict[str, float]:
     process = psutil.Process()
     before = process.num_fds(), process.memory_info().rss
-    connector = Connector("scaling")
+    connector = Connector("scaling", "model")
     # There are no streams, so that nothing is tokenized.
     pool = EnginePool(addresses, connector, cast(Tokenizer, None), lambda: None, Chooser())
     deadline_s = time.monotonic() + _PATIENCE_S

@@ -183,7 +183,7 @@ class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     """State of scheduler and workers. `model` and `limits` are set once the engine has been READY.
 
     While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE, or
-    what it does while DRAINING.
+    what it does while DRAINING. `model_name` is what its operator calls the model; empty: nobody said.
     """
 
     state: EngineState
@@ -194,6 +194,7 @@ class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     done: int
     total: int
     detail: str
+    model_name: str = ""
 
 
 class RejectReason(enum.IntEnum):

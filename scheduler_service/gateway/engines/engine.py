@@ -200,6 +200,10 @@ class Engine:
     def _take_status(self, sender: bytes, status: EngineStatus) -> None:
         if status.state is EngineState.READY and (status.model is None or status.limits is None):
             raise ProtocolError("an engine is READY without a model")
+        own_name = self._connector.model_name
+        if status.model_name not in ("", own_name):
+            detail = f"the engine at {self.address} serves {status.model_name}, this gateway serves {own_name}"
+            status = unknown_status(EngineState.UNAVAILABLE, detail=detail)
         is_newly_ready = status.state is EngineState.READY and (
             not self.is_ready or sender != self.scheduler_incarnation
         )

@@ -32,14 +32,16 @@ class Connector:
 
     Args:
         version: this gateway's version, told in its greetings.
+        model_name: what this gateway serves; engines that serve something else are not used.
         curve_keys: directory with the keys for addresses that are reached over a network.
     Attributes:
         incarnation: of this gateway.
     """
 
-    def __init__(self, version: str, curve_keys: Path | None = None) -> None:
+    def __init__(self, version: str, model_name: str, curve_keys: Path | None = None) -> None:
         self.incarnation = new_incarnation()
         self.version = version
+        self.model_name = model_name
         self.curve_keys = curve_keys
         self.context: zmq.Context[_Socket] = zmq.Context()
         # An engine takes three, and ZeroMQ would stop at 1,023.

@@ -332,8 +332,9 @@ class EnginePool:
                 break
             self._waiting.discard(stream)
         num_placed = len(streams) - len(self._waiting)
-        self.counts.num_recovered += num_placed
-        logger.info("streams resubmitted num_streams=%d of=%d", num_placed, len(streams))
+        if num_placed:
+            self.counts.num_recovered += num_placed
+            logger.info("streams resubmitted num_streams=%d of=%d", num_placed, len(streams))
 
     async def _tend(self) -> None:
         while True:

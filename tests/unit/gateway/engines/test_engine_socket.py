@@ -8,7 +8,7 @@ from scheduler_service.gateway.engines.engine_socket import Connector, EngineSoc
 
 def test_a_gateway_connects_to_more_engines_than_zeromq_has_sockets_for_by_default(tmp_path):
     async def connect(count: int) -> int:
-        connector = Connector("test")
+        connector = Connector("test", "model")
         sockets = [
             EngineSocket(connector, f"ipc://{tmp_path}/{number}", lambda frames: None, lambda: None, lambda: None)
             for number in range(count)

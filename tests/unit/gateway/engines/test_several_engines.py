@@ -307,6 +307,24 @@ def test_a_request_that_is_resumed_does_not_wait_for_an_engine_that_does_not_ans
     run(scenario)
 
 
+def test_an_engine_that_serves_another_model_gets_nothing(run: Callable[[Scenario], None]) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        stream, fake, submit = await cluster.started()
+        other = cluster.other(fake)
+        fake.model_name = "another"
+        fake.set_state(READY)
+        resumed = await take(other, Submit)
+        assert resumed.token_ids == submit.token_ids + array("i", [5]).tobytes()
+        assert "serves another, this gateway serves model" in cluster.engine(fake).status.detail
+        assert {cluster.fake_of(cluster.pool.open(GENERATION)) for _ in range(4)} == {other}
+        assert await end_with(other, stream, [6]) == [6]
+        fake.model_name = "model"
+        fake.set_state(READY)
+        await cluster.watched.until_all(READY, READY)
+
+    run(scenario)
+
+
 def test_no_engine_is_asked_for_more_than_each_takes(run: Callable[[Scenario], None]) -> None:
     async def scenario(cluster: Cluster) -> None:
         assert cluster.pool.status.limits is not None

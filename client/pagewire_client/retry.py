@@ -1,5 +1,5 @@
-"""When is a failed call tried again, or a broken stream resumed? On UNAVAILABLE, with exponential backoff, and when the
-server says when to come back."""
+"""When is a failed call tried again, or a broken stream resumed? On UNAVAILABLE, with exponential backoff, when the
+server says when to come back, and when a server that ends has cut it."""
 
 import random
 import time
@@ -68,7 +68,12 @@ class Attempts:
         return wait_s
 
 
+# What a call ends with that crosses the word of a gRPC server that it takes no more. One that is cancelled on this side
+# says so in other words.
+_CUT = (grpc.StatusCode.CANCELLED, "CANCELLED")
+
+
 def _is_temporary(error: RequestError) -> bool:
     """Whether the same call may succeed later. A server whose queue is full says when; other exhaustion is final."""
     is_full = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.details.retry_delay_s is not None
-    return is_full or error.code is grpc.StatusCode.UNAVAILABLE
+    return is_full or error.code is grpc.StatusCode.UNAVAILABLE or (error.code, error.message) == _CUT

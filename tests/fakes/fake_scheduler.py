@@ -45,7 +45,8 @@ class FakeScheduler:
         state: told to gateways from the start.
         ignores: messages of these kinds are not kept for `take`.
 
-    `model_name` is told from the next `set_state` on. While `is_silent` is set greetings are not answered; while `accepts` is not, requests are neither.
+    `model_name` is told from the next `set_state` on. While `is_silent` is set greetings are not answered; while
+    `accepts` is not, requests are neither.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pagewire.ipc.requests import Submit
-from pagewire_client import NO_RETRY, Client, SamplingParams
+from pagewire_client import Client, SamplingParams
 from tests.fakes.counting_proxy import CountingProxy
 from tests.fakes.fake_scheduler import FakeScheduler, stop_at_length
 from tests.fakes.free_port import free_port
@@ -38,7 +38,7 @@ def test_a_gateway_that_drains_sends_its_callers_elsewhere_and_ends_its_streams(
     ):
         old.wait_until_serving()
         new.wait_until_serving()
-        with Client(service.address, retry=NO_RETRY) as client, Client(new.address) as direct:
+        with Client(service.address) as client, Client(new.address) as direct:
             stream = client.stream([1], SamplingParams(max_tokens=2))
             submit = scheduler.take(Submit)
             scheduler.send_tokens([(submit.stream_id, 5)])

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from pagewire_client.errors import ErrorDetails, UnavailableError, make_error
+from pagewire_client.errors import CancelledError, ErrorDetails, UnavailableError, make_error
 from pagewire_client.retry import NO_RETRY, Attempts, RetryPolicy
 
 
@@ -46,6 +46,14 @@ def test_other_codes_are_final(code):
     error = make_error(code, "no")
     with pytest.raises(type(error)):
         Attempts(RetryPolicy(), None).wait_after(error)
+
+
+def test_a_call_that_a_server_cut_is_sent_again_and_one_that_was_cancelled_here_is_not():
+    attempts = Attempts(RetryPolicy(), None)
+    assert attempts.wait_after(make_error(grpc.StatusCode.CANCELLED, "CANCELLED")) > 0
+    for message in ("Locally cancelled by application!", "Channel closed!", ""):
+        with pytest.raises(CancelledError):
+            attempts.wait_after(make_error(grpc.StatusCode.CANCELLED, message))
 
 
 def test_a_server_without_room_is_asked_again_when_it_says_so():

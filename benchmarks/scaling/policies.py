@@ -76,12 +76,12 @@ class Chooser:
                 return self._best_of_all(beliefs, holders)
 
     def _where_cached(self, beliefs: Beliefs, holders: Sequence[tuple[int, int]]) -> int:
-        """The holders of the longest prefix against two engines drawn at random; against four if nobody holds any."""
+        """The holders of the longest prefix, if any, and two engines drawn at random."""
         limit = beliefs.limit
         free = [(cached, engine) for engine, cached in holders if cached and beliefs.sequences[engine] <= limit]
         most = max(free, default=(0, 0))[0]
         longest = [engine for cached, engine in free if cached == most]
-        rivals = [self._draw(beliefs, limit) for _ in range(2 if longest else 4)]
+        rivals = [self._draw(beliefs, limit) for _ in range(2)]
         longest = self._random.sample(longest, min(len(longest), 2))
         cached_of = dict(holders)
         return min(

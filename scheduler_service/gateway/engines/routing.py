@@ -78,7 +78,7 @@ class PrefixRouter:
         limit = MAX_LOAD_FACTOR * mean + LOAD_SLACK
         free = [candidate for candidate in candidates if candidate.load.num_sequences <= limit]
         most = max(candidate.num_cached_tokens for candidate in free)
-        longest = [candidate for candidate in free if candidate.num_cached_tokens == most]
+        longest = [candidate for candidate in free if candidate.num_cached_tokens == most] if most else []
         drawn = self._draw_two(free) + self._draw_two(longest)
         return min(drawn, key=_cost).engine
 

@@ -1,5 +1,6 @@
 """Which objects run, and what do they need that the chart does not bring? An installation, as it is documented."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def install(folder: Path, model: Path | None, *settings: str) -> Release:
     if model is None:
         source = (f"model.pvc.path={write_dummy('tiny', claim).relative_to(claim)}", "worker.loadFormat=dummy")
     else:
-        (claim / model.name).hardlink_to(model)
+        shutil.copy(model, claim)
         source = (f"model.pvc.path={model.name}",)
     # An image brings its kernels compiled.
     subprocess.run([sys.executable, "-c", _COMPILE, str(cache / "pagewire")], check=True)

@@ -35,7 +35,7 @@ def why_not() -> str:
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"the programs {', '.join(missing)} (of util-linux, coreutils, iproute2) are not installed"
     done = subprocess.run([*_ENTER, "sh", "-e", "-c", _TRIAL], capture_output=True, text=True)
-    return done.stderr.strip() and f"namespaces cannot be made here: {done.stderr.strip()}"
+    return f"namespaces cannot be made here: {done.stderr.strip()}" if done.returncode else ""
 
 
 def run(command: Sequence[str], *, capture: bool) -> "subprocess.CompletedProcess[str]":

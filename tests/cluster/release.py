@@ -18,7 +18,7 @@ HEADLESS = f"dns:///{GATEWAYS}-headless.{NAMESPACE}.svc.cluster.local:50051"
 _VALUES = "cpu-demo"
 _CLAIM, _LOAD_CLAIM = "models", "load"
 # Three workers and all else share this machine's cores.
-_SETTINGS = ("gateway.replicas=2", "engine.replicas=3", "worker.extraArgs={--threads=1}", "worker.cpuMemoryGib=0.25")
+_SETTINGS = ("gateway.replicas=2", "engine.replicas=3", "worker.extraArgs={--threads=1}")
 _COMPILE = (
     "import sys, pathlib; from gpu_worker.kernels.native import load_native; load_native(pathlib.Path(sys.argv[1]))"
 )
@@ -56,7 +56,11 @@ def install(folder: Path, model: Path | None, *settings: str) -> Release:
     assert curve_keys.main(["--dir", str(secrets)]) == 0
     source: tuple[str, ...]
     if model is None:
-        source = (f"model.pvc.path={write_dummy('tiny', claim).relative_to(claim)}", "worker.loadFormat=dummy")
+        source = (
+            f"model.pvc.path={write_dummy('tiny', claim).relative_to(claim)}",
+            "worker.loadFormat=dummy",
+            "worker.cpuMemoryGib=0.25",
+        )
     else:
         shutil.copy(model, claim)
         source = (f"model.pvc.path={model.name}",)

@@ -60,15 +60,20 @@ class Quarantine:
         """Whether the request may only run alone."""
         return request_id in self._suspects
 
-    def note_told(self, request_id: str, num_deaths: int, reach: int) -> None:
-        """Workers of other engines died under the request; once it gets as far as this, that is forgotten."""
+    def note_told(self, request_id: str, num_deaths: int, reach: int) -> bool:
+        """Workers of other engines died under the request; once it gets as far as this, that is forgotten.
+
+        Returns whether that makes it a suspect, which it was not.
+        """
         record = self._records.setdefault(request_id, _Record(0, 0, is_condemned=False))
         record.num_deaths = max(record.num_deaths, num_deaths)
         record.reach = max(record.reach, reach)
         record.is_condemned |= num_deaths >= _CONDEMNED_FROM
+        was_suspect = request_id in self._suspects
         if record.num_deaths >= _SUSPECT_FROM:
             self._suspects.add(request_id)
         self._forget_oldest()
+        return not was_suspect and request_id in self._suspects
 
     def admit(self, request_id: str) -> bool:
         """The request has a sequence, or one more, now. False: it was condemned before."""

@@ -30,8 +30,8 @@ class WaitingRoom:
 
     def note_told(self, request_id: str, num_deaths: int, reach: int) -> None:
         """A request comes from other engines, whose workers died under it."""
-        self.quarantine.note_told(request_id, num_deaths, reach)
-        self.sort()
+        if self.quarantine.note_told(request_id, num_deaths, reach):
+            self.sort()
 
     def push(self, sequence: Sequence) -> None:
         """A WAITING sequence takes its place, a preempted one its old place."""

@@ -83,9 +83,11 @@ class UnionSubscription:
             if self._removed:
                 removed, self._removed = self._removed, []
                 return CacheNews(is_snapshot=False, events=removed)
-            for part in self.parts.values():
+            for engine, part in list(self.parts.items()):
                 news = part.take()
                 if news is not None:
+                    # The others have their turn first now.
+                    self.parts[engine] = self.parts.pop(engine)
                     is_first, self._lacks_snapshot = self._lacks_snapshot, False
                     return CacheNews(is_first, news.events)
             await self._changed.wait()

@@ -164,7 +164,8 @@ class CacheWatch:
                 answer.set_exception(EngineUnavailableError("the scheduler was lost before it answered"))
 
     def close(self, error: RequestError) -> None:
-        """End all subscriptions with this error."""
+        """End all subscriptions with this error; nobody will answer what was asked."""
+        self.engine_is_lost()
         for subscription in self._subscriptions:
             subscription.end(error)
 

@@ -28,14 +28,13 @@ class Chooser:
     def add(self, engine: Engine) -> None:
         """An engine is there."""
         self._loads[engine] = LoadEstimate()
-        self._caches[engine] = engine.cache.subscribe(self._news)
-        self._news.set()
+        self._follow_caches()
 
     def remove(self, engine: Engine) -> None:
         """An engine is gone."""
         del self._loads[engine]
-        engine.cache.unsubscribe(self._caches.pop(engine))
-        self._prefixes.forget(engine.address)
+        self._ignore_cache(engine)
+        self._follow_caches()
 
     def note_load(self, engine: Engine) -> None:
         """Its scheduler has told its load."""
@@ -45,7 +44,7 @@ class Chooser:
         """One of the engines, which are READY."""
         if len(engines) == 1:
             return engines[0]
-        self.catch_up()
+        self._take_news()
         token_ids, cached = stream.sequence_ids, dict[str, int]()
         if self._policy is RoutingPolicy.PREFIX:
             cached = self._prefixes.match(token_ids, stream.generation.cache_salt, time.monotonic())
@@ -76,11 +75,33 @@ class Chooser:
         for stream in [stream for stream in self._without_output if stream.has_got_further]:
             self._shares[stream].note_output()
             del self._without_output[stream]
-        if self._follows_caches and self._news.is_set():
+        for stream, share in self._shares.items():
+            # Its caller may take long to read what is left.
+            if stream.is_finished:
+                share.end()
+        self._take_news()
+
+    def _take_news(self) -> None:
+        if self._news.is_set():
             self._news.clear()
             for engine, cache in self._caches.items():
                 while (news := cache.take()) is not None:
                     self._prefixes.take(engine.address, news)
+
+    def _follow_caches(self) -> None:
+        """Of several engines, follow the cache of each; a single one is spared that."""
+        if not self._follows_caches:
+            for engine in list(self._caches):
+                self._ignore_cache(engine)
+            return
+        for engine in self._loads.keys() - self._caches.keys():
+            self._caches[engine] = engine.cache.subscribe(self._news)
+            self._news.set()
+
+    def _ignore_cache(self, engine: Engine) -> None:
+        if engine in self._caches:
+            engine.cache.unsubscribe(self._caches.pop(engine))
+            self._prefixes.forget(engine.address)
 
     @property
     def _follows_caches(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from pagewire.ipc.cache_events import CacheEvents, CacheFlushed
-from pagewire.ipc.codec import ANY, Codec, ProtocolError
+from pagewire.ipc.codec import ANY, Codec, ProtocolError, new_incarnation
 from pagewire.ipc.requests import (
     Abort,
     EngineState,
@@ -78,12 +78,16 @@ class Engine:
         StartError: the address is not one, or needs keys that are not there.
     Attributes:
         status: the scheduler's last word, or what is known without one.
+        has_lost_workers: whether that word is that its workers start, or are gone.
         cache: tells of the scheduler's prefix cache.
         metrics: asks for the engine's metrics.
     """
 
     def __init__(self, address: str, connector: Connector, keeper: Keeper, counts: RecoveryCounts) -> None:
         self.address = address
+        self.has_lost_workers = False
+        # Of this side of the conversation, not of the gateway: stream ids are unique in it alone.
+        self._incarnation = new_incarnation()
         self.scheduler_incarnation: bytes | None = None
         self.status = unknown_status(EngineState.STARTING, stage="waiting for the scheduler")
         self._connector = connector
@@ -134,8 +138,9 @@ class Engine:
 
     def close(self, stream: Stream) -> None:
         """Forget a stream; if the scheduler still runs it, tell it to stop."""
-        if self._streams.pop(stream.stream_id, None) is None:
+        if self._streams.get(stream.stream_id) is not stream:
             return
+        del self._streams[stream.stream_id]
         if not self._aborts:
             # Callers often leave together: one message for all who leave now.
             asyncio.get_running_loop().call_soon(self._send_aborts)
@@ -148,6 +153,7 @@ class Engine:
     def shut_down(self, error: RequestError) -> None:
         """Take leave of the scheduler, which stops all streams, and close the socket."""
         self._keeping.cancel()
+        self.status = unknown_status(EngineState.UNAVAILABLE, detail="this gateway has taken its leave")
         self.cache.close(error)
         self._send(Goodbye(), self.scheduler_incarnation or ANY)
         for stream in self._streams.values():
@@ -175,7 +181,7 @@ class Engine:
     def _take_frame(self, frame: bytes, touched: dict[Stream, None]) -> None:
         envelope = self._codec.decode(frame)
         message = envelope.message
-        if envelope.recipient != self._connector.incarnation:
+        if envelope.recipient != self._incarnation:
             raise ProtocolError("it is meant for another gateway incarnation")
         if isinstance(message, EngineStatus):
             self._take_status(envelope.sender, message)
@@ -200,6 +206,7 @@ class Engine:
     def _take_status(self, sender: bytes, status: EngineStatus) -> None:
         if status.state is EngineState.READY and (status.model is None or status.limits is None):
             raise ProtocolError("an engine is READY without a model")
+        self.has_lost_workers = status.state in (EngineState.STARTING, EngineState.UNAVAILABLE)
         own_name = self._connector.model_name
         if status.model_name not in ("", own_name):
             detail = f"the engine at {self.address} serves {status.model_name}, this gateway serves {own_name}"
@@ -321,7 +328,7 @@ class Engine:
     # ---- sending --------------------------------------------------------------------------------------------------
 
     def _send(self, message: GatewayMessage, recipient: bytes) -> bool:
-        return self._socket.send(self._codec.encode(message, self._connector.incarnation, recipient))
+        return self._socket.send(self._codec.encode(message, self._incarnation, recipient))
 
     def _send_to_scheduler(self, message: GatewayMessage) -> bool:
         return self.scheduler_incarnation is not None and self._send(message, self.scheduler_incarnation)

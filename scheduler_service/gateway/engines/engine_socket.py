@@ -112,10 +112,11 @@ class EngineSocket:
             self._loop.remove_reader(socket.fileno())
         self._close_sockets(linger_s)
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Take some of what has arrived; returns how many frames."""
+        frames: list[bytes] = []
         if self._socket.closed:
-            return
-        frames = []
+            return 0
         for _ in range(_MAX_FRAMES_PER_TURN):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -125,6 +126,7 @@ class EngineSocket:
         if frames:
             self._on_frames(frames)
         self._look_again()
+        return len(frames)
 
     def _close_sockets(self, linger_s: float) -> None:
         self._socket.disable_monitor()
@@ -139,7 +141,8 @@ class EngineSocket:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_connect()
             elif event == zmq.EVENT_DISCONNECTED:
-                self._read()
+                while self._read():
+                    pass
                 self._on_disconnect()
 
     def _look_again(self) -> None:

@@ -224,7 +224,12 @@ class EnginePool:
 
     def _place_or_wait(self, stream: Stream) -> None:
         if not self._place(stream):
-            self._waiting.add(stream)
+            self._let_wait(stream)
+
+    def _let_wait(self, stream: Stream) -> None:
+        """No engine has the stream. What engines said of it before says nothing of what they will say."""
+        self._refusals.pop(stream, None)
+        self._waiting.add(stream)
 
     def _fail(self, stream: Stream, error: RequestError) -> None:
         stream.fail(error)
@@ -248,7 +253,9 @@ class EnginePool:
             logger.warning("streams lost their engine num_streams=%d address=%s", len(streams), engine.address)
         for stream in streams:
             self._take_back(stream)
-            self._waiting.add(stream)
+            self._let_wait(stream)
+        for stream in self._searches.lose(engine):
+            self._place_or_wait(stream)
         self._take_stock()
 
     def stream_refused(self, engine: Engine, stream: Stream, rejected: Rejected) -> None:
@@ -257,7 +264,7 @@ class EnginePool:
         if rejected.reason is RejectReason.INVALID:
             self._fail(stream, to_error(rejected))
         elif stream.is_accepted and rejected.reason is RejectReason.UNAVAILABLE:
-            self._waiting.add(stream)
+            self._let_wait(stream)
         else:
             refusals = self._refusals.setdefault(stream, Refusals())
             refusals.add(engine.address, rejected)
@@ -316,21 +323,21 @@ class EnginePool:
             goes_on = engine.is_ready or engine.status.state is EngineState.DRAINING
             streams = [stream for stream in engine.streams if not (goes_on and stream.is_running)]
             for stream in streams:
-                if not goes_on and not engine.is_silent:
+                if engine.has_lost_workers:
                     stream.note_death()
                 engine.close(stream)
                 self._take_back(stream)
-                self._waiting.add(stream)
-            logger.info("streams leave their engine num_streams=%d address=%s", len(streams), engine.address)
+                self._let_wait(stream)
+            if streams:
+                logger.info("streams leave their engine num_streams=%d address=%s", len(streams), engine.address)
 
     def _place_waiting(self) -> None:
         streams = self._waiting.all()
         if not streams or not self._usable():
             return
         for stream in streams:
-            if not self._place(stream):
-                break
-            self._waiting.discard(stream)
+            if self._place(stream):
+                self._waiting.discard(stream)
         num_placed = len(streams) - len(self._waiting)
         if num_placed:
             self.counts.num_recovered += num_placed
@@ -340,6 +347,7 @@ class EnginePool:
         while True:
             for stream in self._searches.overdue():
                 self._place_or_wait(stream)
+            self._move_streams()
             self._place_waiting()
             for stream, error in self._waiting.overdue():
                 self._fail(stream, error)

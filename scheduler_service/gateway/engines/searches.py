@@ -46,6 +46,15 @@ class Searches:
         del self._searches[located.number]
         return search.stream, engine if located.is_here else None
 
+    def lose(self, engine: Engine) -> list[Stream]:
+        """An engine will not answer; returns the streams of which nobody else may have the sequence."""
+        for search in self._searches.values():
+            search.asked.discard(engine)
+        lost = {number: search.stream for number, search in self._searches.items() if not search.asked}
+        for number in lost:
+            del self._searches[number]
+        return list(lost.values())
+
     def overdue(self) -> list[Stream]:
         """Streams that nobody has claimed in time; they are searched for no longer."""
         now_s = time.monotonic()

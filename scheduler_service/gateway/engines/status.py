@@ -59,6 +59,7 @@ def _sum_loads(loads: Sequence[Load]) -> Load:
         sum(load.num_running for load in loads),
         sum(load.num_waiting for load in loads),
         sum(load.num_free_blocks for load in loads),
+        sum(load.num_tokens_to_compute for load in loads),
     )
 
 

@@ -124,6 +124,29 @@ def test_a_full_engine_is_passed_over_until_all_are_full(run: Callable[[Scenario
     run(scenario)
 
 
+def test_an_engine_that_was_full_once_takes_streams_of_one_that_is_lost(tmp_path: Path) -> None:
+    async def scenario(fakes: list[FakeScheduler], lost: FakeScheduler) -> None:
+        cluster = Cluster(fakes)
+        await cluster.watched.until_all(READY, READY)
+        full = cluster.other(lost)
+        full.accepts = False
+        streams = [cluster.pool.open(GENERATION) for _ in range(8)]
+        refused = [stream for stream in streams if cluster.fake_of(stream) is full]
+        assert refused
+        for stream in refused:
+            submit = await take(full, Submit)
+            full.send(Rejected(submit.stream_id, RejectReason.OVERLOADED, "waiting_requests", "full", 3.0))
+            await until(partial(getattr, stream, "is_accepted"))
+        full.accepts = True
+        lost.__exit__(None, None, None)
+        await until(lambda: cluster.engine(full).num_streams == 8)
+        cluster.pool.shut_down()
+
+    with FakeScheduler(f"ipc://{tmp_path}/full.sock", ignores=(WatchCache,)) as full:
+        lost = FakeScheduler(f"ipc://{tmp_path}/lost.sock", ignores=(WatchCache,)).__enter__()
+        asyncio.run(scenario([full, lost], lost))
+
+
 def test_a_request_that_makes_no_sense_is_refused_once(run: Callable[[Scenario], None]) -> None:
     async def scenario(cluster: Cluster) -> None:
         stream = cluster.pool.open(GENERATION)
@@ -375,6 +398,49 @@ def test_who_follows_the_caches_of_all_is_told_when_one_is_lost(run: Callable[[S
         cluster.pool.cache.unsubscribe(subscription)
 
     run(scenario)
+
+
+def test_no_engine_keeps_another_from_telling_of_its_cache(run: Callable[[Scenario], None]) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        subscription = cluster.pool.cache.subscribe()
+        waiting = asyncio.create_task(subscription.next())
+        await asyncio.sleep(0)
+        told: set[bytes] = set()
+        for fake in cluster.fakes:
+            fake.send(CacheEvents(1, True, []))
+        assert await waiting
+        for number in range(2, 8):
+            for fake, name in zip(cluster.fakes, (b"a", b"b"), strict=True):
+                watched = cluster.engine(fake).cache
+                fake.send(CacheEvents(number, False, [BlockRemoved(name)]))
+                await until(lambda watched=watched, number=number: watched._num_messages == number)
+            # A reader who takes less than there is.
+            told |= {
+                event.block_hash for event in (await subscription.next()).events if isinstance(event, BlockRemoved)
+            }
+        assert told == {b"a", b"b"}
+        cluster.pool.cache.unsubscribe(subscription)
+
+    run(scenario)
+
+
+def test_a_single_engine_is_not_asked_for_its_cache(tmp_path: Path) -> None:
+    async def scenario(fake: FakeScheduler) -> None:
+        watched = WatchedPool(fake.address)
+        await watched.until(READY)
+        watched.pool.open(GENERATION)
+        await take(fake, Submit)
+        subscription = watched.pool.cache.subscribe()
+        waiting = asyncio.create_task(subscription.next())
+        assert await taken(lambda: fake.take(WatchCache)) == WatchCache(wanted=True)
+        waiting.cancel()
+        watched.pool.cache.unsubscribe(subscription)
+        # Nobody else follows it.
+        assert await taken(lambda: fake.take(WatchCache)) == WatchCache(wanted=False)
+        watched.pool.shut_down()
+
+    with FakeScheduler(f"ipc://{tmp_path}/only.sock") as fake:
+        asyncio.run(scenario(fake))
 
 
 def test_an_engine_that_is_listed_no_longer_is_left_when_its_streams_are_over(run: Callable[[Scenario], None]) -> None:

@@ -133,15 +133,14 @@ def test_abort_frees_blocks_within_two_steps(service: SchedulerProcess) -> None:
 
 def test_sequences_of_a_gateway_that_says_goodbye_end_without_a_warning(service: SchedulerProcess) -> None:
     worker = service.worker()
-    worker.hold_at = 5
+    worker.hold(after=5)
     leaving, other = service.gateway(), service.gateway()
     leaving.wait_ready()
     other.wait_ready()
     leaving.send(make_submit(1, [1, 2, 3], max_tokens=190))
     other.wait(lambda: other.status is not None and other.status.load.num_free_blocks < 64)
     leaving.send(Goodbye())
-    worker.hold_at = None
-    worker.hold.set()
+    worker.go_on()
     other.wait(lambda: other.status is not None and other.status.load.num_free_blocks == 64)
     leaving.close()
     for _ in range(2):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 _INSIDE = "CLUSTER_SANDBOX"
 _TOOLS = ("unshare", "nsenter", "setpriv", "mount", "chroot", "ip")
@@ -34,6 +35,8 @@ def why_not() -> str:
         return "only root may make network namespaces here"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"the programs {', '.join(missing)} (of util-linux, coreutils, iproute2) are not installed"
+    if Path(__file__).is_relative_to("/tmp"):  # noqa: S108 (nothing is put there)
+        return "this checkout is below /tmp, and containers have a /tmp of their own"
     done = subprocess.run([*_ENTER, "sh", "-e", "-c", _TRIAL], capture_output=True, text=True)
     return f"namespaces cannot be made here: {done.stderr.strip()}" if done.returncode else ""
 

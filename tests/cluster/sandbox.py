@@ -35,7 +35,7 @@ def why_not() -> str:
         return "only root may make network namespaces here"
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"the programs {', '.join(missing)} (of util-linux, coreutils, iproute2) are not installed"
-    if Path(__file__).is_relative_to("/tmp"):  # noqa: S108 (nothing is put there)
+    if Path(__file__).is_relative_to("/tmp"):
         return "this checkout is below /tmp, and containers have a /tmp of their own"
     done = subprocess.run([*_ENTER, "sh", "-e", "-c", _TRIAL], capture_output=True, text=True)
     return f"namespaces cannot be made here: {done.stderr.strip()}" if done.returncode else ""

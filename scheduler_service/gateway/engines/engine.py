@@ -176,7 +176,7 @@ class Engine:
                 self._counts.num_dropped += 1
                 num_dropped = self._counts.num_dropped
                 logger.warning("frame from the scheduler dropped error=%s num_dropped=%d", error, num_dropped)
-        self.settle(touched)
+        self._settle(touched)
 
     def _take_frame(self, frame: bytes, touched: dict[Stream, None]) -> None:
         envelope = self._codec.decode(frame)
@@ -262,7 +262,7 @@ class Engine:
                 stream.end(ended)
                 touched[stream] = None
 
-    def settle(self, streams: Iterable[Stream]) -> None:
+    def _settle(self, streams: Iterable[Stream]) -> None:
         """News of these has come: let their readers have it, and close those that are finished."""
         for stream in streams:
             try:

@@ -17,7 +17,7 @@ class RecoveryCounts:
 
 
 class WaitingStreams:
-    """Streams whose scheduler is gone, in the order in which they were opened.
+    """Streams that no engine runs, in the order in which they began to wait.
 
     Args:
         timeout_s: longest wait of each stream.
@@ -39,7 +39,7 @@ class WaitingStreams:
         return self._waiting_since_s.pop(stream, None) is not None
 
     def all(self) -> list[Stream]:
-        """The streams, first opened first."""
+        """The streams, longest wait first."""
         return list(self._waiting_since_s)
 
     def overdue(self) -> list[tuple[Stream, RequestError]]:

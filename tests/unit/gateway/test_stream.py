@@ -17,33 +17,16 @@ from scheduler_service.gateway.exceptions import (
     RequestError,
     SequenceFailedError,
 )
-from scheduler_service.gateway.generation import Generation, int32_array
+from scheduler_service.gateway.generation import int32_array
 from scheduler_service.gateway.logprobs import to_protos
 from scheduler_service.gateway.stream import Finish, Output, Stream
 from scheduler_service.gateway.tokenizer.tokenizer import Tokenizer
 from tests.fakes.tiny_model import EOS, byte_level_ids, byte_level_tokenizer
+from tests.fakes.watched_pool import GENERATION
 
 TOKENIZER = Tokenizer(byte_level_tokenizer(), {})
 EOS_ID = byte_level_tokenizer().get_vocab()[EOS]
-PLAIN = Generation(
-    request_id="r",
-    prompt_ids=int32_array([1, 2]),
-    received_ids=int32_array(),
-    sampling=Sampling(1.0, 0, 1.0, 0.0, 0),
-    max_tokens=100,
-    min_tokens=0,
-    stop_token_ids=(),
-    end_token_ids=frozenset({EOS_ID}),
-    ignore_eos=False,
-    priority=0,
-    cache_salt="",
-    deadline_s=None,
-    stop_texts=(),
-    include_stop=False,
-    skip_special_tokens=True,
-    sends_text=True,
-    is_final_only=False,
-)
+PLAIN = replace(GENERATION, prompt_ids=int32_array([1, 2]), max_tokens=100, end_token_ids=frozenset({EOS_ID}))
 AT_LENGTH = Ended(1, EndReason.LENGTH, None, 5, "")
 AT_EOS = Ended(1, EndReason.STOP, EOS_ID, 5, "")
 

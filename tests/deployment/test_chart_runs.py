@@ -49,6 +49,7 @@ class Pods:
             "scheduler": find("StatefulSet", "engine", "cpu-demo", *SETTINGS)["spec"]["template"],
         }
         self._pods["worker"] = self._pods["scheduler"]
+        self._folder = folder
         self._processes = {name: self._start(name) for name in self._pods}
 
     def port(self, name: str, port: int) -> int:
@@ -89,7 +90,8 @@ class Pods:
         for port in POD_PORTS[name]:
             line = [part.replace(f"0.0.0.0:{port}", f"127.0.0.1:{self.port(name, port)}") for part in line]
         assert not any("0.0.0.0" in part for part in line)
-        return subprocess.Popen(line, stderr=subprocess.DEVNULL)
+        with open(self._folder / f"{name}.log", "wb") as log:
+            return subprocess.Popen(line, stderr=log)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ class EngineSocket:
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._loop = asyncio.get_running_loop()
+        self._is_connected = False
         self._socket = _dealer(connector.context)
         self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         try:
@@ -98,6 +99,8 @@ class EngineSocket:
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting. False: nobody is connected, or the peer does not read."""
+        if not self._is_connected:
+            return False
         try:
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
@@ -138,9 +141,10 @@ class EngineSocket:
             return
         while _can_receive(self._monitor):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self._is_connected:
                 self._on_connect()
-            elif event == zmq.EVENT_DISCONNECTED:
+            else:
                 while self._read():
                     pass
                 self._on_disconnect()
@@ -156,8 +160,8 @@ def _can_receive(socket: _Socket) -> bool:
 
 def _dealer(context: "zmq.Context[_Socket]") -> _Socket:
     socket: _Socket = context.socket(zmq.DEALER)
-    # Send only to a peer that is there, and keep every token that it sends.
-    socket.setsockopt(zmq.IMMEDIATE, 1)
+    # Keep every token that the peer sends. zmq.IMMEDIATE is not for us: with it a socket that loses its peer forgets
+    # what it has not been asked for yet, the peer's last words. So `send` looks itself whether a peer is there.
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)

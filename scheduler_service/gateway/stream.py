@@ -155,6 +155,11 @@ class Stream:
         return self.generation.prompt_ids + self._token_ids
 
     @property
+    def num_tokens(self) -> int:
+        """Of these."""
+        return len(self.generation.prompt_ids) + len(self._token_ids)
+
+    @property
     def has_got_further(self) -> bool:
         """Whether output has arrived since it was last submitted."""
         return len(self._token_ids) > self._num_submitted

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scheduler_service.gateway.engines.cache_watch import CacheSubscription
 from scheduler_service.gateway.engines.engine import Engine
@@ -10,6 +11,14 @@ from scheduler_service.gateway.engines.engine_load import LoadEstimate, Share
 from scheduler_service.gateway.engines.prefix_map import PrefixMap
 from scheduler_service.gateway.engines.routing import Candidate, RoutingPolicy, make_router
 from scheduler_service.gateway.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engine for a stream, which is thought to have so many tokens of it cached already."""
+
+    engine: Engine
+    num_cached_tokens: int = 0
 
 
 class Chooser:
@@ -40,10 +49,10 @@ class Chooser:
         """Its scheduler has told its load."""
         self._loads[engine].take(engine.status.load)
 
-    def choose(self, engines: Sequence[Engine], stream: Stream) -> Engine:
+    def choose(self, engines: Sequence[Engine], stream: Stream) -> Choice:
         """One of the engines, which are READY."""
-        if len(engines) == 1:
-            return engines[0]
+        if len(engines) == 1 and not self._follows_caches:
+            return Choice(engines[0])
         self._take_news()
         token_ids, cached = stream.sequence_ids, dict[str, int]()
         if self._policy is RoutingPolicy.PREFIX:
@@ -53,16 +62,16 @@ class Chooser:
             Candidate(address, cached.get(address, 0), self._loads[engine].now)
             for address, engine in by_address.items()
         ]
-        return by_address[self._router.choose(candidates, len(token_ids))]
+        chosen = self._router.choose(candidates, len(token_ids))
+        return Choice(by_address[chosen], cached.get(chosen, 0))
 
-    def note_placed(self, stream: Stream, engine: Engine) -> None:
+    def note_placed(self, stream: Stream, choice: Choice) -> None:
         """The engine has got the stream."""
-        token_ids, salt, num_cached = stream.sequence_ids, stream.generation.cache_salt, 0
+        engine = choice.engine
         if self._follows_caches and engine.status.limits is not None:
-            now_s = time.monotonic()
-            num_cached = self._prefixes.match(token_ids, salt, now_s).get(engine.address, 0)
-            self._prefixes.expect(engine.address, token_ids, salt, engine.status.limits.block_size, now_s)
-        self._shares[stream] = self._loads[engine].enter(len(token_ids) - num_cached)
+            salt, block_size = stream.generation.cache_salt, engine.status.limits.block_size
+            self._prefixes.expect(engine.address, stream.sequence_ids, salt, block_size, time.monotonic())
+        self._shares[stream] = self._loads[engine].enter(stream.num_tokens - choice.num_cached_tokens)
         self._without_output[stream] = None
 
     def note_left(self, stream: Stream) -> None:

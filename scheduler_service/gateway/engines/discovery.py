@@ -52,7 +52,7 @@ class Discovery:
 
     Args:
         addresses: ZeroMQ addresses, each that of an engine, and `dns+tcp://NAME:PORT`.
-        on_change: told the ZeroMQ addresses of all engines whenever they have changed. It may not raise.
+        on_change: told the ZeroMQ addresses of all engines whenever they have changed; told again after a StartError.
         resolve: looks a name up.
         period_s: time between two look-ups of a name.
     Raises:
@@ -78,7 +78,11 @@ class Discovery:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Tell the plain addresses at once, and the others when they are found."""
+        """Tell the plain addresses at once, and the others when they are found.
+
+        Raises:
+            StartError: `on_change` has raised it.
+        """
         self._tell()
         self._tasks = [asyncio.create_task(self._follow(name)) for name in self._names]
 
@@ -117,14 +121,17 @@ class Discovery:
         name.is_failing = not hosts
         if hosts:
             name.found = frozenset(_zmq_address(host, name.port) for host in hosts)
-            self._tell()
+            try:
+                self._tell()
+            except StartError as error:
+                logger.error("engines not connected address=%s problem=%s", name.address, error)
 
     def _tell(self) -> None:
         addresses = self._plain.union(*(name.found for name in self._names))
         if addresses != self._told:
-            self._told = addresses
             logger.info("engines num=%d addresses=%s", len(addresses), ",".join(sorted(addresses)))
             self._on_change(addresses)
+            self._told = addresses
 
 
 def check_addresses(addresses: Sequence[str], curve_keys: Path | None) -> None:

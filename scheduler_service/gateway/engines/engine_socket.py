@@ -62,7 +62,7 @@ class EngineSocket:
         on_connect: called when a peer is there.
         on_disconnect: called when the peer is gone, after the last of its frames.
     Raises:
-        StartError: the address is not one, or needs keys that are not there.
+        StartError: the address is not one, or needs keys that are not there, or there are no sockets left.
     """
 
     def __init__(
@@ -78,8 +78,13 @@ class EngineSocket:
         self._on_disconnect = on_disconnect
         self._loop = asyncio.get_running_loop()
         self._is_connected = False
-        self._socket = _dealer(connector.context)
-        self._monitor: _Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        try:
+            self._socket, self._monitor = _dealer_and_monitor(connector.context)
+        except zmq.ZMQError as error:
+            raise StartError(
+                f"no socket for the scheduler at {address!r}: {error.strerror}; "
+                "raise the limit of open files (ulimit -n), or name fewer engines"
+            ) from error
         try:
             secure_client(self._socket, address, connector.curve_keys, GATEWAY)
             self._socket.setsockopt(zmq.IPV6, "[" in address)
@@ -158,15 +163,19 @@ def _can_receive(socket: _Socket) -> bool:
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
-def _dealer(context: "zmq.Context[_Socket]") -> _Socket:
-    socket: _Socket = context.socket(zmq.DEALER)
+def _dealer_and_monitor(context: "zmq.Context[_Socket]") -> tuple[_Socket, _Socket]:
+    dealer: _Socket = context.socket(zmq.DEALER)
     # Keep every token that the peer sends. zmq.IMMEDIATE is not for us: with it a socket that loses its peer forgets
     # what it has not been asked for yet, the peer's last words. So `send` looks itself whether a peer is there.
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_PERIOD_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_DELAY_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_DELAY_MS)
-    return socket
+    dealer.setsockopt(zmq.RCVHWM, 0)
+    dealer.setsockopt(zmq.LINGER, 0)
+    dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+    dealer.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_PERIOD_MS)
+    dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_DELAY_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_DELAY_MS)
+    try:
+        return dealer, dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    except zmq.ZMQError:
+        dealer.close()
+        raise

@@ -28,7 +28,7 @@ from pagewire.ipc.requests import (
 from scheduler_service.gateway.config import DEFAULT_RECOVERY_TIMEOUT_S
 from scheduler_service.gateway.engines import status
 from scheduler_service.gateway.engines.cache_union import CacheUnion
-from scheduler_service.gateway.engines.chooser import Chooser
+from scheduler_service.gateway.engines.chooser import Choice, Chooser
 from scheduler_service.gateway.engines.discovery import Discovery
 from scheduler_service.gateway.engines.engine import Engine
 from scheduler_service.gateway.engines.engine_socket import Connector
@@ -198,17 +198,17 @@ class EnginePool:
         refusals = self._refusals.get(stream, ())
         candidates = [engine for engine in self._usable() if engine.address not in refusals]
         while candidates:
-            engine = self._chooser.choose(candidates, stream)
-            if self._submit(stream, engine):
+            choice = self._chooser.choose(candidates, stream)
+            if self._submit(stream, choice):
                 return True
-            candidates.remove(engine)
+            candidates.remove(choice.engine)
         return False
 
-    def _submit(self, stream: Stream, engine: Engine) -> bool:
-        if not engine.submit(stream):
+    def _submit(self, stream: Stream, choice: Choice) -> bool:
+        if not choice.engine.submit(stream):
             return False
-        self._engine_of[stream] = engine
-        self._chooser.note_placed(stream, engine)
+        self._engine_of[stream] = choice.engine
+        self._chooser.note_placed(stream, choice)
         return True
 
     def _take_back(self, stream: Stream) -> Engine | None:
@@ -277,7 +277,8 @@ class EnginePool:
         if found is None:
             return
         stream, its_engine = found
-        if its_engine is None or not self._submit(stream, its_engine):
+        # Who has the sequence has computed it.
+        if its_engine is None or not self._submit(stream, Choice(its_engine, stream.num_tokens)):
             self._place_or_wait(stream)
 
     # ---- looking after the streams --------------------------------------------------------------------------------
@@ -291,13 +292,17 @@ class EnginePool:
         return [engine for engine in ready if engine.address in self._listed] or ready
 
     def _take_addresses(self, listed: frozenset[str]) -> None:
-        """These engines are there, as far as anybody can tell without asking them."""
+        """These engines are there, as far as anybody can tell without asking them.
+
+        Raises:
+            StartError: one of them cannot be connected to.
+        """
+        self._listed = listed
         for address in sorted(listed - self._engines.keys()):
             logger.info("engine listed address=%s", address)
             engine = self._engines[address] = Engine(address, self._connector, self, self.counts)
             self._chooser.add(engine)
             self.cache.add(engine)
-        self._listed = listed
         self._take_stock()
 
     def _take_stock(self) -> None:

@@ -123,6 +123,23 @@ async def test_look_ups_that_fail_or_find_nothing_change_nothing_and_are_logged_
 
 
 @in_event_loop
+async def test_engines_that_cannot_be_connected_are_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    dns, listener, problems = FakeDns("10.0.0.7"), Listener(), [StartError("no socket is left")] * 2
+
+    def connect(addresses: frozenset[str]) -> None:
+        if problems:
+            raise problems.pop()
+        listener.on_change(addresses)
+
+    discovery = Discovery([NAME], connect, dns.resolve, period_s=0.001)
+    discovery.start()
+    await listener.wait_for("tcp://10.0.0.7:5555")
+    discovery.close()
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors == [f"engines not connected address={NAME} problem=no socket is left"] * 2
+
+
+@in_event_loop
 async def test_one_looks_again_when_asked_and_not_before() -> None:
     dns, listener = FakeDns("10.0.0.7"), Listener()
     discovery = Discovery([NAME], listener.on_change, dns.resolve, period_s=10 * PATIENCE_S)

@@ -5,9 +5,11 @@ import resource
 import socket
 from contextlib import suppress
 
+import pytest
 import zmq
 
 from scheduler_service.gateway.engines.engine_socket import Connector, EngineSocket
+from scheduler_service.gateway.exceptions import StartError
 from tests.fakes.patience import wait_until
 
 
@@ -30,6 +32,26 @@ def test_a_gateway_connects_to_more_engines_than_zeromq_has_sockets_for_by_defau
         assert asyncio.run(connect(400)) == 400
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_gateway_without_sockets_says_so_and_goes_on():
+    async def connect() -> list[str]:
+        connector = Connector("test", "model")
+        connector.context.set(zmq.MAX_SOCKETS, 2)
+
+        def listener() -> EngineSocket:
+            return EngineSocket(connector, "tcp://127.0.0.1:1", lambda frames: None, lambda: None, lambda: None)
+
+        problems = []
+        for _ in range(3):
+            with pytest.raises(StartError) as caught:
+                listener()
+            problems.append(str(caught.value))
+        connector.close()
+        return problems
+
+    expected = "no socket for the scheduler at 'tcp://127.0.0.1:1': Too many open files; raise the limit of open files"
+    assert all(problem.startswith(expected) for problem in asyncio.run(connect()))
 
 
 def test_the_last_words_of_an_engine_that_is_gone_are_heard():

@@ -1,6 +1,7 @@
 """Command line of the scheduler process."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ def main() -> int:
     print(f"scheduler listening requests={requests} workers={workers}", flush=True)
     if server is not None:
         print(f"scheduler metrics address={server.address}", flush=True)
+    # What lives now lives on: a collection of garbage that looks at it again holds up every step for long.
+    gc.collect()
+    gc.freeze()
     loop.run()
     if server is not None:
         server.close()

@@ -1,6 +1,7 @@
 """How is a gateway put together, bound, and ended?"""
 
 import asyncio
+import gc
 import importlib.metadata
 import logging
 from collections.abc import Callable
@@ -100,6 +101,9 @@ async def serve(
         ]
         if heart.is_supervised:
             follow_reports(heart, partial(_take_report, gateway, health))
+        # What lives now lives on: a collection of garbage that looks at it again holds up all streams for long.
+        gc.collect()
+        gc.freeze()
         _announce(servers, http, on_listening)
 
         drain_timeout_s = await stop

@@ -38,7 +38,7 @@ class FleetConfig:
     size: EngineSize
     habits: Habits
     policy: Policy
-    status_period_s: float = 1.0
+    status_period_s: float = 0.3
     events_lag_s: float | None = 0.05
     engines_per_gateway: int | None = None
     users_stay: bool = False

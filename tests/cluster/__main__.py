@@ -44,7 +44,9 @@ def main() -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    # Where nobody looks on, the table is not cut to 80 columns.
+    width = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
     release = install(options.folder / "release", options.demo_model, *options.set)
     plan = Plan(options.scenarios, options.partition_s)
     requests = make_requests(options.streams, options.max_tokens, release.vocab_size, options.seed)

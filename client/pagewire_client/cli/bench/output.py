@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from pagewire_client.bench.report import Percentiles
 from pagewire_client.errors import PagewireError
 
 _FLAG = "--json"
+_FILE_WIDTH = 120
 _STANDARD_OUTPUT = "-"
 
 JsonFile = Annotated[
@@ -39,7 +41,8 @@ def show(bench: str, report: Mapping[str, Any], environment: Environment, table:
         PagewireError: the file cannot be written.
     """
     if json_file != _STANDARD_OUTPUT:
-        Console(highlight=False).print(table)
+        # A file has room for whole columns; a terminal for what it says.
+        Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
     if json_file is None:
         return
     text = json.dumps({"bench": bench, "environment": dataclasses.asdict(environment), **report}, indent=2)

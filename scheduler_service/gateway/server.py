@@ -106,14 +106,7 @@ async def serve(
         gc.freeze()
         _announce(servers, http, on_listening)
 
-        drain_timeout_s = await stop
-        gateway.calls.close()
-        health.stop()
-        dismissal = asyncio.create_task(servers.dismiss(drain_timeout_s + _LAST_WORDS_S))
-        await _drain(gateway.calls, drain_timeout_s)
-        gateway.engines.shut_down()
-        stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
-        await asyncio.gather(dismissal, *stops)
+        await _end(gateway, health, servers, http, await stop)
         for task in tasks:
             task.cancel()
 
@@ -168,6 +161,19 @@ def _span_starter(tracer: "Tracer | None", model_name: str) -> StartSpan | None:
     from scheduler_service.gateway.generate_span import GenerateSpan  # noqa: PLC0415 (imports OpenTelemetry)
 
     return lambda request: GenerateSpan.start(tracer, request, model_name)
+
+
+async def _end(
+    gateway: Gateway, health: HealthReporter, servers: GrpcServers, http: HttpServer | None, drain_timeout_s: float
+) -> None:
+    """Take no new calls, let open ones end, and close what was bound."""
+    gateway.calls.close()
+    health.stop()
+    dismissal = asyncio.create_task(servers.dismiss(drain_timeout_s + _LAST_WORDS_S))
+    await _drain(gateway.calls, drain_timeout_s)
+    gateway.engines.shut_down()
+    stops = [servers.stop(_LAST_WORDS_S), *([http.stop(_LAST_WORDS_S)] if http is not None else [])]
+    await asyncio.gather(dismissal, *stops)
 
 
 async def _drain(calls: OpenCalls, timeout_s: float) -> None:

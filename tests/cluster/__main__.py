@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pagewire_client.cli.bench.output import stdout_width
 from scheduler_service.supervisor.demo_model import fetch_demo
 from tests.cluster import sandbox
 from tests.cluster.cluster import Cluster
@@ -44,9 +45,7 @@ def main() -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    # Where nobody looks on, the table is not cut to 80 columns.
-    width = None if sys.stdout.isatty() else 120
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=stdout_width())
     release = install(options.folder / "release", options.demo_model, *options.set)
     plan = Plan(options.scenarios, options.partition_s)
     requests = make_requests(options.streams, options.max_tokens, release.vocab_size, options.seed)

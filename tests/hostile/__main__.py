@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pagewire_client.cli.bench.output import stdout_width
 from tests.hostile.attacks import ATTACKS, Report, run_attacks
 from tests.hostile.fuzz import Plan, Result, run_fuzz
 from tests.hostile.service import HostileService, Vitals
@@ -22,7 +23,7 @@ from tests.hostile.service import HostileService, Vitals
 def main() -> int:
     """Run it; gives the exit status."""
     options = _parse()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=stdout_width())
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder, HostileService(Path(folder)) as service:
         if options.cases:

@@ -16,7 +16,7 @@ from pagewire_client.bench.report import Percentiles
 from pagewire_client.errors import PagewireError
 
 _FLAG = "--json"
-_FILE_WIDTH = 120
+_FILE_WIDTH = 160
 _STANDARD_OUTPUT = "-"
 
 JsonFile = Annotated[
@@ -41,8 +41,7 @@ def show(bench: str, report: Mapping[str, Any], environment: Environment, table:
         PagewireError: the file cannot be written.
     """
     if json_file != _STANDARD_OUTPUT:
-        # A file has room for whole columns; a terminal for what it says.
-        Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
+        Console(highlight=False, width=stdout_width()).print(table)
     if json_file is None:
         return
     text = json.dumps({"bench": bench, "environment": dataclasses.asdict(environment), **report}, indent=2)
@@ -53,6 +52,11 @@ def show(bench: str, report: Mapping[str, Any], environment: Environment, table:
         Path(json_file).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise PagewireError(f"cannot write {json_file}: {error.strerror}") from error
+
+
+def stdout_width() -> int | None:
+    """Columns of a table on standard output: a terminal has as many as it says (None), a file or pipe has enough."""
+    return None if sys.stdout.isatty() else _FILE_WIDTH
 
 
 def format_percentiles(figure: Percentiles) -> str:

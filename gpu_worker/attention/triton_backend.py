@@ -11,10 +11,9 @@ from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.attention.triton_decode import choose_decode_tile, decode
 from gpu_worker.attention.triton_plan import DecodePlan, plan_decode, plan_prefill
 from gpu_worker.attention.triton_prefill import LARGE_TILE_ROWS, PrefillPlan, choose_prefill_tile, prefill
-from gpu_worker.kernels.triton_jit import can_overlap
+from gpu_worker.kernels.triton_jit import can_overlap, multiprocessors, shared_bytes
 
 # Programs that one multiprocessor runs at a time.
-_DECODES_PER_MULTIPROCESSOR = 4
 _PREFILLS_PER_MULTIPROCESSOR = 2
 
 
@@ -42,13 +41,12 @@ class TritonAttention:
             windows: the sliding windows that layers of the model have; None stands for full attention.
         """
         group = num_heads // num_kv_heads
-        multiprocessors = _multiprocessors(device)
         self._shape = (num_heads, num_kv_heads, head_dim, dtype.itemsize)
         self._windows = windows
-        self._num_decode_slots = multiprocessors * _DECODES_PER_MULTIPROCESSOR
-        self._num_prefill_slots = multiprocessors * _PREFILLS_PER_MULTIPROCESSOR
+        self._num_prefill_slots = multiprocessors(device) * _PREFILLS_PER_MULTIPROCESSOR
         self._overlap = can_overlap(device)
-        self._decode_tile = choose_decode_tile(head_dim, dtype.itemsize, group)
+        self._decode_tile = choose_decode_tile(head_dim, dtype.itemsize, group, shared_bytes(device))
+        self._num_decode_slots = multiprocessors(device) * self._decode_tile.programs
         self._prepared: AttentionMetadata | None = None
         self._decode_plans: dict[int | None, DecodePlan] = {}
         self._prefill_plan: PrefillPlan | None = None
@@ -56,7 +54,7 @@ class TritonAttention:
     @staticmethod
     def largest_small_prefill(num_heads: int, device: torch.device) -> int:
         """Up to how many tokens in all prefill takes small tiles; another kernel is compiled for more."""
-        return (_multiprocessors(device) * _PREFILLS_PER_MULTIPROCESSOR * LARGE_TILE_ROWS - 1) // num_heads
+        return (multiprocessors(device) * _PREFILLS_PER_MULTIPROCESSOR * LARGE_TILE_ROWS - 1) // num_heads
 
     def prepare(self, metadata: AttentionMetadata) -> None:
         """List the work of a step batch, on the device.
@@ -106,8 +104,3 @@ class TritonAttention:
             plan = self._decode_plans[params.sliding_window]
             decode(query, kv_cache, output, tables, query_start, plan, params, self._decode_tile, self._overlap)
         return output.flatten(1)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    """How many there are. A CPU interprets the kernels: any number will do."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

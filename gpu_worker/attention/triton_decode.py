@@ -21,26 +21,34 @@ _MIN_ROWS = 16
 _TILE_BYTES = 16 * 1024
 _MAX_TILE_KEYS = 64
 # Block table, then keys and values: the latter are one tile ahead.
-_STAGES = 4
+_STAGES, _PROGRAMS = 4, 4
+# Two tiles ahead, where a multiprocessor has room for several such programs, so that more is under way at a time.
+_DEEP_STAGES, _DEEP_PROGRAMS = 5, 3
+_DEEP_BYTES = _DEEP_PROGRAMS * 72 * 1024
 _LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTile:
-    """How a program reads keys and values: tiles of `keys` keys, in a pipeline of `stages` stages."""
+    """How a program reads keys and values: tiles of `keys` keys, in a pipeline of `stages` stages. `programs`: how many
+    a multiprocessor runs at a time."""
 
     keys: int
     stages: int
     warps: int
+    programs: int
 
 
-def choose_decode_tile(head_dim: int, itemsize: int, group: int) -> DecodeTile:
-    """Tiles of 16 KiB and few warps, so that several programs share a multiprocessor. Source: benchmarks/kernels.py."""
+def choose_decode_tile(head_dim: int, itemsize: int, group: int, shared_bytes: int) -> DecodeTile:
+    """Tiles of 16 KiB and few warps, so that several programs share a multiprocessor, which has `shared_bytes` of
+    shared memory. Source: benchmarks/kernels.py."""
     dim_block = next_power_of_2(head_dim)
     rows = max(_MIN_ROWS, next_power_of_2(group))
     keys = max(16, min(_MAX_TILE_KEYS, _TILE_BYTES // (dim_block * itemsize)))
     warps = max(2, min(8, rows * dim_block * itemsize // 2048))
-    return DecodeTile(keys, _STAGES, warps)
+    if shared_bytes >= _DEEP_BYTES:
+        return DecodeTile(keys, _DEEP_STAGES, warps, _DEEP_PROGRAMS)
+    return DecodeTile(keys, _STAGES, warps, _PROGRAMS)
 
 
 def decode(

@@ -13,6 +13,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Programmatic dependent launch came with Hopper.
 _OVERLAP_CAPABILITY = (9, 0)
+_ELEMENTS_PER_WARP = 256
+_MAX_WARPS = 16
 
 
 class Kernel(Protocol):
@@ -76,6 +78,18 @@ def can_overlap(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _OVERLAP_CAPABILITY
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many there are. A CPU interprets the kernels: any number will do."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory of a multiprocessor; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
+
+
 def use_device(device: torch.device) -> None:
     """Have this thread's launches go to one of several GPUs; a new thread's go to the first."""
     if device.index is not None:
@@ -85,6 +99,12 @@ def use_device(device: torch.device) -> None:
 def next_power_of_2(value: int) -> int:
     """The smallest power of two that is at least `value`."""
     return 1 << max(value - 1, 0).bit_length()
+
+
+def row_shape(size: int) -> tuple[int, int]:
+    """Elements and warps of a program that has a whole row."""
+    block = next_power_of_2(size)
+    return block, min(max(block // _ELEMENTS_PER_WARP, 1), _MAX_WARPS)
 
 
 def check_contiguous(*tensors: torch.Tensor) -> None:

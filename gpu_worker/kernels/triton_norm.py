@@ -6,10 +6,7 @@ Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", equation 4. 
 import torch
 import triton.language as tl
 
-from gpu_worker.kernels.triton_jit import check_contiguous, kernel, next_power_of_2, wait_for_inputs
-
-_ELEMENTS_PER_WARP = 256
-_MAX_WARPS = 16
+from gpu_worker.kernels.triton_jit import check_contiguous, kernel, row_shape, wait_for_inputs
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -> torch.Tensor:
@@ -17,7 +14,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -
     check_contiguous(x, weight)
     out = torch.empty_like(x, dtype=weight.dtype)
     rows, size = x.shape
-    block, warps = _row_shape(size)
+    block, warps = row_shape(size)
     _norm_kernel[(rows,)](
         x,
         x,
@@ -43,7 +40,7 @@ def add_rms_norm(
     assert residual.dtype is torch.float32
     out = torch.empty_like(x, dtype=weight.dtype)
     rows, size = x.shape
-    block, warps = _row_shape(size)
+    block, warps = row_shape(size)
     _norm_kernel[(rows,)](
         x,
         residual,
@@ -58,12 +55,6 @@ def add_rms_norm(
         launch_pdl=overlap,
     )
     return out
-
-
-def _row_shape(size: int) -> tuple[int, int]:
-    """Elements and warps of a program that has a whole row."""
-    block = next_power_of_2(size)
-    return block, min(max(block // _ELEMENTS_PER_WARP, 1), _MAX_WARPS)
 
 
 @kernel()

@@ -15,7 +15,7 @@ from gpu_worker.config import WorkerConfig
 from gpu_worker.execution.executor import Drawn, Executor
 from gpu_worker.execution.select import select_executor
 from gpu_worker.input_batch import InputBatch
-from gpu_worker.kernels.select import compiling_kernels, find_native, select_kernels
+from gpu_worker.kernels.select import compiling_kernels, find_native, select_kernels, select_peer_sum
 from gpu_worker.kv_cache import CacheShape, count_blocks, cpu_budget_bytes, cuda_budget_bytes, explaining_memory
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup, check_split, even_sizes
@@ -188,6 +188,7 @@ class ModelRunner:
         kernels = select_kernels(device, native)
         shape = AttentionShape.of_rank(config, self._parallel, dtype)
         attention = select_backend(settings.attention_backend, shape, engine.block_size, device, native)
+        peer_sum = select_peer_sum(self._parallel, config.hidden_size, dtype, device, shares_host=settings.shares_host)
         with (
             explaining_memory("the weights were loaded", device),
             compiling_kernels(device, config, self._parallel, dtype, engine.block_size),
@@ -203,6 +204,7 @@ class ModelRunner:
                 load_format=settings.load_format,
                 on_progress=lambda done, total: on_progress("loading weights", done, total),
                 native=native,
+                peer_sum=peer_sum,
             )
         on_progress("measuring memory", 0, 0)
         cache = CacheShape(config.num_layers, engine.block_size, model.num_kv_heads, config.head_dim, model.dtype)

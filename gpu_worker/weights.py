@@ -15,7 +15,7 @@ from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.formats.gguf import GgufSource
 from gpu_worker.formats.safetensors import SafetensorsSource
 from gpu_worker.formats.source import ProgressSource, TensorSource
-from gpu_worker.kernels.interface import Kernels
+from gpu_worker.kernels.interface import Kernels, PeerSum
 from gpu_worker.layers.context import LayerContext
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.models.decoder import DecoderModel
@@ -64,6 +64,7 @@ def load_model(
     load_format: str,
     on_progress: Callable[[int, int], None],
     native: ctypes.CDLL | None = None,
+    peer_sum: PeerSum | None = None,
 ) -> DecoderModel:
     """Load this rank's part of a model, tensor by tensor: memory peaks at the model and one tensor.
 
@@ -73,6 +74,7 @@ def load_model(
         load_format: "auto" reads the checkpoint, "dummy" makes random weights of the same shape.
         on_progress: called with bytes done and bytes in all.
         native: the C kernels for a CPU, None where there are none.
+        peer_sum: how ranks sum few rows, None where they do so by collective calls alone.
 
     Raises:
         ModelLoadError: see its message.
@@ -80,7 +82,7 @@ def load_model(
     started = time.monotonic()
     method = select_linear_method(device, dtype, native)
     source = ProgressSource(_open(path, config, load_format, device, method.weight_dtype), on_progress)
-    context = LayerContext(source, kernels, attention, parallel, method, device)
+    context = LayerContext(source, kernels, attention, parallel, method, device, peer_sum)
     with torch.inference_mode():
         model = DecoderModel(config, context)
     source.finish()

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from gpu_worker.kernels.cpu import CpuKernels
-from gpu_worker.kernels.interface import Kernels
+from gpu_worker.kernels.interface import Kernels, PeerSum
 from gpu_worker.kernels.native import NativeKernelsError, load_native
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup
+from gpu_worker.peer_memory import open_peer_memory
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,21 @@ def select_kernels(device: torch.device, native: ctypes.CDLL | None) -> Kernels:
             logger.warning("no Triton kernels, plain torch is used instead and is much slower reason=%s", obstacle)
     logger.info("kernels chosen kernels=%s", type(kernels).__name__)
     return kernels
+
+
+def select_peer_sum(
+    parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device, *, shares_host: bool
+) -> PeerSum | None:
+    """How ranks sum rows, called by all of them together; None: by collective calls alone."""
+    if not shares_host or obstacle_to_triton(device) is not None:
+        return None
+    memory = open_peer_memory(parallel, hidden, dtype, device)
+    if memory is None:
+        return None
+    from gpu_worker.kernels.triton_jit import can_overlap, multiprocessors  # noqa: PLC0415
+    from gpu_worker.kernels.triton_sum_norm import TritonPeerSum  # noqa: PLC0415
+
+    return TritonPeerSum(memory, can_overlap(device), multiprocessors(device))
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import torch
 
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.formats.source import TensorSource
-from gpu_worker.kernels.interface import Kernels
+from gpu_worker.kernels.interface import Kernels, PeerSum
 from gpu_worker.parallel import ParallelGroup
 from gpu_worker.quantization.linear_method import LinearMethod
 
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
-    """Where weights come from and where they go, and what computes with them."""
+    """Where weights come from and where they go, and what computes with them. `peer_sum` is there where ranks can sum
+    few rows in each other's memory."""
 
     source: TensorSource
     kernels: Kernels
@@ -21,6 +22,7 @@ class LayerContext:
     parallel: ParallelGroup
     method: LinearMethod
     device: torch.device
+    peer_sum: PeerSum | None = None
 
     def read_vector(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight, [size] in the compute dtype, the same on every rank."""

@@ -1,7 +1,7 @@
 """How is a linear layer split over the ranks?
 
 column parallel   each rank has some output features; its output is a part of the whole
-row parallel      each rank has the matching input features; the ranks' outputs are summed
+row parallel      each rank has the matching input features; the ranks' outputs are still to be summed
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,7 @@ class RowParallelLinear:
         if bias and context.parallel.rank == 0:
             biases = context.copy(context.source.read(f"{name}.bias", shape[:1]), dtype)
         self._multiply = context.method.pack(weight, biases)
-        self._parallel = context.parallel
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, this rank's input features] -> [num_tokens, out_features], the same on every rank."""
-        return self._parallel.all_reduce(self._multiply(x))
+        """[num_tokens, this rank's input features] -> this rank's part of [num_tokens, out_features]."""
+        return self._multiply(x)

@@ -4,7 +4,8 @@
     per layer:  x = norm(residual);  residual += attention(x);  x = norm(residual);  residual += mlp(x)
     hidden   = norm(residual);       logits = head(hidden)
 
-Each addition is fused with the norm that follows it, so a layer hands on x, not yet added, and who comes next adds it.
+Each addition is fused with the norm that follows it, and with the sum over the ranks before it: a layer hands on its
+rank's part of x, not yet summed and added, and who comes next does both.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.layers.context import LayerContext
 from gpu_worker.layers.embedding import load_embedding_and_head
 from gpu_worker.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
+from gpu_worker.layers.residual import SumAndNorm
 from gpu_worker.layers.rope import cos_sin_table
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import HeadSplit, VocabPart, check_split, split, split_heads
@@ -52,6 +54,7 @@ class DecoderModel:
         )
         self._layers = [DecoderLayer(config, context, heads, cos_sin, index) for index in range(config.num_layers)]
         self._norm = context.read_vector("model.norm.weight", config.hidden_size)
+        self._add_mlp = SumAndNorm(context, config.rms_eps, slot=1)
         # The norm that follows each layer: the next layer's first, or the last of all.
         self._next_norms = [layer.input_norm for layer in self._layers[1:]] + [self._norm]
 
@@ -71,13 +74,12 @@ class DecoderModel:
         Returns:
             [num_tokens, hidden] after the last norm.
         """
-        eps = self.config.rms_eps
         self.attention.prepare(metadata)
         residual = self._embedding(input_ids)
-        x = self._kernels.rms_norm(residual, self._layers[0].input_norm, eps)
+        x = self._kernels.rms_norm(residual, self._layers[0].input_norm, self.config.rms_eps)
         for layer, kv_cache, next_norm in zip(self._layers, kv_caches, self._next_norms, strict=True):
             x = layer.forward(x, residual, positions, kv_cache, metadata)
-            x = self._kernels.add_rms_norm(x, residual, next_norm, eps)
+            x = self._add_mlp(x, residual, next_norm)
         return x
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -92,10 +94,9 @@ class DecoderLayer:
         self, config: ModelConfig, context: LayerContext, heads: HeadSplit, cos_sin: torch.Tensor, index: int
     ) -> None:
         prefix = f"model.layers.{index}"
-        self._eps = config.rms_eps
-        self._kernels = context.kernels
         self.input_norm = context.read_vector(f"{prefix}.input_layernorm.weight", config.hidden_size)
         self._attention = Attention(config, context, heads, cos_sin, index)
+        self._add_attention = SumAndNorm(context, config.rms_eps, slot=0)
         self._mlp_norm = context.read_vector(f"{prefix}.post_attention_layernorm.weight", config.hidden_size)
         self._mlp = Mlp(config, context, f"{prefix}.mlp")
 
@@ -107,9 +108,9 @@ class DecoderLayer:
         kv_cache: torch.Tensor,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """x is the normed residual; returns what is to be added to it. All [num_tokens, hidden]."""
+        """x is the normed residual; returns this rank's part of what is to be added to it. All [num_tokens, hidden]."""
         x = self._attention.forward(x, positions, kv_cache, metadata)
-        x = self._kernels.add_rms_norm(x, residual, self._mlp_norm, self._eps)
+        x = self._add_attention(x, residual, self._mlp_norm)
         return self._mlp.forward(x)
 
 
@@ -150,7 +151,7 @@ class Attention:
     def forward(
         self, x: torch.Tensor, positions: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
-        """[num_tokens, hidden] -> [num_tokens, hidden]."""
+        """[num_tokens, hidden] -> this rank's part of [num_tokens, hidden]."""
         query = self._kernels.rope_and_cache(
             self._qkv(x),
             positions,
@@ -176,7 +177,7 @@ class Mlp:
         self._down = RowParallelLinear(context, f"{prefix}.down_proj", config.hidden_size, size, part, config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, hidden] -> [num_tokens, hidden]."""
+        """[num_tokens, hidden] -> this rank's part of [num_tokens, hidden]."""
         return self._down(self._kernels.silu_mul(self._gate_up(x)))
 
 

@@ -184,7 +184,7 @@ class SchedulerLoop:
     def _handle_request(self, routing_id: bytes, envelope: Envelope[GatewayMessage]) -> None:
         gateway, message = envelope.sender, envelope.message
         if isinstance(message, Hello):
-            self._gateways.greet(gateway, routing_id)
+            self._gateways.greet(gateway, routing_id, message)
             self._gateways.send(gateway, self._status())
         elif gateway not in self._gateways:
             logger.warning("message from a gateway that did not greet dropped")

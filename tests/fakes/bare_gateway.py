@@ -13,6 +13,7 @@ from pagewire.ipc.requests import (
     EngineState,
     EngineStatus,
     Hello,
+    Located,
     Rejected,
     Sampling,
     SchedulerMessage,
@@ -55,7 +56,8 @@ class BareGateway:
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.rejected: dict[int, Rejected] = {}
-        self.send(Hello("test"))
+        self.located: set[int] = set()
+        self.send(Hello("test", 1))
 
     def send(self, message: object, recipient: bytes = ANY) -> None:
         """Send one message."""
@@ -83,6 +85,8 @@ class BareGateway:
             self.status = message
         elif isinstance(message, Rejected):
             self.rejected[message.stream_id] = message
+        elif isinstance(message, Located):
+            self.located.add(message.number)
         elif isinstance(message, StepTokens):
             self.accepted.update(np.frombuffer(message.accepted, dtype="<u4").tolist())
             streams = np.frombuffer(message.stream_ids, dtype="<u4").tolist()

@@ -66,6 +66,7 @@ class FakeScheduler:
         self.is_silent = False
         self.accepts = True
         self.model_name = ""
+        self._session = 1
         self._ignores = ignores
         self._status = self._make_status(state)
         self._codec: Codec[GatewayMessage] = Codec(GatewayMessage)
@@ -145,6 +146,12 @@ class FakeScheduler:
         self._status = self._make_status(state, stage, done, total, detail)
         self.send(self._status)
 
+    def forget(self) -> None:
+        """Go on as a scheduler that could not reach its gateways for a while: nothing runs for them."""
+        self._session += 1
+        self._status = msgspec.structs.replace(self._status, session=self._session)
+        self.send(self._status)
+
     def become_another(self) -> None:
         """Go on as a scheduler that was restarted: a new incarnation that knows no stream."""
         self.incarnation = new_incarnation()
@@ -153,7 +160,10 @@ class FakeScheduler:
     def _make_status(
         self, state: EngineState, stage: str = "", done: int = 0, total: int = 0, detail: str = ""
     ) -> EngineStatus:
-        return EngineStatus(state, self.model, self.limits, Load(1, 2, 3), stage, done, total, detail, self.model_name)
+        load = Load(1, 2, 3)
+        return EngineStatus(
+            state, self.model, self.limits, load, stage, done, total, detail, self.model_name, self._session
+        )
 
     # ---- the socket's thread --------------------------------------------------------------------------------------
 

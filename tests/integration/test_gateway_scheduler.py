@@ -208,6 +208,24 @@ def test_streams_go_on_with_a_scheduler_that_is_another(gateway: GatewayProcess,
         assert scheduler.take_all() == []
 
 
+def test_streams_go_on_with_a_scheduler_that_has_forgotten_them(gateway: GatewayProcess, address: str) -> None:
+    with FakeScheduler(address) as scheduler:
+        wait_until_serving(gateway, scheduler)
+        call = start(gateway)
+        old = scheduler.take(Submit).stream_id
+        scheduler.send_stream(old, byte_level_ids(b"o"))
+        scheduler.set_state(EngineState.READY)
+        scheduler.forget()
+        # Should it run the stream after all, it is to stop.
+        assert scheduler.take(Abort).stream_ids == (old,)
+        submit = scheduler.take(Submit)
+        assert np.frombuffer(submit.token_ids, np.int32).tolist() == [1, 2, *byte_level_ids(b"o")]
+        scheduler.send_stream(submit.stream_id, byte_level_ids(b"k"), stop_at_length(submit.stream_id))
+        assert "".join(event.delta.text for event in call) == "ok"
+        check_serves(gateway, scheduler)
+        assert scheduler.take_all() == []
+
+
 def resume(gateway: GatewayProcess) -> Any:
     request = generate_request(
         token_ids={"ids": [1, 2]},

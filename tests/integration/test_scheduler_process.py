@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from pagewire.ipc.codec import ANY, new_incarnation
-from pagewire.ipc.requests import Abort, EngineState, Goodbye, RejectReason
+from pagewire.ipc.requests import Abort, EngineState, Goodbye, Hello, Locate, RejectReason
 from pagewire.ipc.steps import LeftSequence
 from tests.fakes.bare_gateway import make_submit
 from tests.fakes.bare_scheduler import int_bytes
@@ -325,3 +325,21 @@ def test_a_flood_of_one_tenant_neither_fills_the_queue_for_another_nor_comes_fir
         service.close()
     # Those that had the slots, then as many as the other tenant's ten, and what runs beside the last of these.
     assert num_flooding <= 8 + 10 + 2 * 8
+
+
+def test_a_hello_that_a_cut_network_delivers_late_takes_no_stream_away(service: SchedulerProcess) -> None:
+    worker = service.worker()
+    worker.hold(after=3)
+    gateway = service.gateway()
+    gateway.wait_ready()
+    gateway.send(make_submit(1, [1, 2, 3], max_tokens=20))
+    gateway.wait(lambda: bool(gateway.tokens[1]))
+    with gateway.context.socket(zmq.DEALER) as old:
+        old.connect(service.request_address)
+        for message in (Hello("late", 0), Locate(7, "r1")):
+            old.send(gateway.codec.encode(message, gateway.incarnation, ANY))
+        # The answer to what came after the greeting goes where the gateway is.
+        gateway.wait(lambda: 7 in gateway.located)
+    worker.go_on()
+    gateway.wait(lambda: 1 in gateway.ended)
+    assert gateway.tokens[1] == complete([1, 2, 3], 20)

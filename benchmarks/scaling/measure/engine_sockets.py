@@ -81,8 +81,9 @@ def _greet_all(server: Server[GatewayMessage], gateways: Gateways, gate: CurveGa
         assert time.monotonic() < deadline_s, f"{len(names)} of {num_gateways} gateways have greeted"
         gate.answer()
         for routing_id, envelope in server.receive():
-            gateways.greet(envelope.sender, routing_id)
-            names[envelope.sender] = None
+            if isinstance(envelope.message, Hello):
+                gateways.greet(envelope.sender, routing_id, envelope.message)
+                names[envelope.sender] = None
         time.sleep(0.001)
     return list(names)
 

@@ -21,9 +21,11 @@ from pagewire.ipc.metrics import Family
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A gateway's greeting, sent until the scheduler answers."""
+    """A gateway's greeting, sent until the scheduler answers, and again when it is quiet. `number` rises with each: one
+    that a network delivers late does not say where the gateway is now."""
 
     version: str
+    number: int = 0
 
 
 class Penalties(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -183,7 +185,8 @@ class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     """State of scheduler and workers. `model` and `limits` are set once the engine has been READY.
 
     While STARTING, `stage`, `done` and `total` (0: unknown) say how far it is; `detail` says why it is UNAVAILABLE, or
-    what it does while DRAINING. `model_name` is what its operator calls the model; empty: nobody said.
+    what it does while DRAINING. `model_name` is what its operator calls the model; empty: nobody said. `session` is
+    another once the scheduler has forgotten the gateway that it tells: nothing that was submitted before runs for it.
     """
 
     state: EngineState
@@ -195,6 +198,7 @@ class EngineStatus(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1
     total: int
     detail: str
     model_name: str = ""
+    session: int = 0
 
 
 class RejectReason(enum.IntEnum):

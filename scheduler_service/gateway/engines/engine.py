@@ -1,7 +1,8 @@
 """What does the gateway know of one engine, and which streams does its scheduler run for this gateway?
 
 Incarnation rules: a frame for another gateway incarnation is dropped; an EngineStatus from a new scheduler incarnation
-replaces the old one; any other message from a scheduler that is not the current one is dropped.
+replaces the old one, and so does one of another session, for a scheduler that has forgotten this gateway runs nothing
+for it; any other message from a scheduler that is not the current one is dropped.
 
 Streams outlive schedulers: those of one that is gone go back to the pool. Wherever a stream is submitted it gets a new
 id, so that a word about the old one, should the scheduler be the same after all, cannot be taken for its own.
@@ -89,6 +90,8 @@ class Engine:
         # Of this side of the conversation, not of the gateway: stream ids are unique in it alone.
         self._incarnation = new_incarnation()
         self.scheduler_incarnation: bytes | None = None
+        self._session = 0
+        self._num_hellos = 0
         self.status = unknown_status(EngineState.STARTING, stage="waiting for the scheduler")
         self._connector = connector
         self._keeper = keeper
@@ -207,15 +210,15 @@ class Engine:
         if status.state is EngineState.READY and (status.model is None or status.limits is None):
             raise ProtocolError("an engine is READY without a model")
         self.has_lost_workers = status.state in (EngineState.STARTING, EngineState.UNAVAILABLE)
+        is_another = sender != self.scheduler_incarnation or status.session != self._session
+        self._session = status.session
         own_name = self._connector.model_name
         if status.model_name not in ("", own_name):
             detail = f"the engine at {self.address} serves {status.model_name}, this gateway serves {own_name}"
             status = unknown_status(EngineState.UNAVAILABLE, detail=detail)
-        is_newly_ready = status.state is EngineState.READY and (
-            not self.is_ready or sender != self.scheduler_incarnation
-        )
+        is_newly_ready = status.state is EngineState.READY and (not self.is_ready or is_another)
         lost: list[Stream] = []
-        if sender != self.scheduler_incarnation:
+        if is_another:
             logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self.address)
             lost = self._part_from_scheduler()
             if sender != self._lost_incarnation:
@@ -285,7 +288,7 @@ class Engine:
             self._last_heard_s = min(self._last_heard_s + held_up_s, turn_s)
             quiet_s = turn_s - self._last_heard_s
             if self.scheduler_incarnation is None or quiet_s > _QUIET_AFTER_S:
-                self._send(Hello(self._connector.version), ANY)
+                self._greet()
             if self.is_silent:
                 detail = f"the scheduler at {self.address} is silent"
                 self._set_status(unknown_status(EngineState.UNAVAILABLE, detail=detail))
@@ -293,7 +296,11 @@ class Engine:
             await asyncio.sleep(_HELLO_PERIOD_S)
 
     def _connected(self) -> None:
-        self._send(Hello(self._connector.version), ANY)
+        self._greet()
+
+    def _greet(self) -> None:
+        self._num_hellos += 1
+        self._send(Hello(self._connector.version, self._num_hellos), ANY)
 
     def _disconnected(self) -> None:
         if self.scheduler_incarnation is None:

@@ -40,17 +40,23 @@ def main() -> int:
     if config.tensor_parallel_size > 1 and config.shares_host:
         # Ranks of one host talk over its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # Memory that ranks share is written to one by one; setting up more than that fails on some hosts.
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # Importing torch takes seconds: wrong settings are refused before. Signals keep their default action meanwhile,
     # because C code that imports modules swallows whatever a handler raises.
     from gpu_worker.device import obstacle_to_device  # noqa: PLC0415
-    from gpu_worker.worker import run_worker  # noqa: PLC0415
+    from gpu_worker.worker import describe, run_worker  # noqa: PLC0415
 
     stop = Stop(config.drain_timeout_s)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop.take_signal)
     status = 1
     try:
-        failure = obstacle_to_device(config.device) or run_worker(config, heart, tracer, stop)
+        obstacle = obstacle_to_device(config.device)
+        # With its traceback the cause keeps the worker: to free what ranks share on GPUs would be to wait for a kernel
+        # that may wait for another rank for ever.
+        cause = run_worker(config, heart, tracer, stop) if obstacle is None else None
+        failure = obstacle if cause is None else describe(cause)
         status = 0 if failure is None else _fail(failure)
         return status
     except SystemExit:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from gpu_worker.parallel import ParallelGroup
+from gpu_worker.process_group import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ def open_peer_memory(
     try:
         memory = _open(parallel, hidden, dtype, device)
     except (ImportError, RuntimeError) as error:
-        obstacle = str(error).splitlines()[0]
-    # All do the same, or none.
+        obstacle = first_line(error)
+    # All do the same, or none; and nobody writes what is still to be cleared.
     has_failed = parallel.all_reduce_max(torch.tensor([memory is None], dtype=torch.int32, device=device))
     if bool(has_failed):
         logger.info("ranks sum through NCCL alone reason=%s", obstacle or "another rank cannot do otherwise")
@@ -95,7 +96,4 @@ def _open(parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torc
     parts = clear(symmetric_memory.empty(*shape, dtype=dtype, device=device))
     handle = symmetric_memory.rendezvous(parts, dist.group.WORLD.group_name)
     addresses = tuple(handle.get_buffer(rank, shape, dtype).data_ptr() for rank in range(parallel.world_size))
-    torch.cuda.synchronize(device)
-    # Nobody writes what is still to be cleared.
-    dist.barrier()
     return PeerMemory(parallel.rank, parts, addresses)

@@ -58,7 +58,7 @@ class ProcessGroup:
         except RuntimeError as error:
             raise RanksLostError(
                 f"rank {config.rank} of {config.tensor_parallel_size} did not meet the others at "
-                f"{config.distributed_address} within {time.monotonic() - started:.0f} s ({_first_line(error)}): "
+                f"{config.distributed_address} within {time.monotonic() - started:.0f} s ({first_line(error)}): "
                 "do all of them run, and with the same address?"
             ) from error
         self.name = name
@@ -100,5 +100,6 @@ def _signals_that_kill() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def _first_line(error: RuntimeError) -> str:
+def first_line(error: Exception) -> str:
+    """What torch says before it says where in its code."""
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +16,7 @@ from gpu_worker.formats.errors import ModelLoadError
 from gpu_worker.formats.gguf import GgufSource
 from gpu_worker.formats.safetensors import SafetensorsSource
 from gpu_worker.formats.source import ProgressSource, TensorSource
-from gpu_worker.kernels.interface import Kernels, PeerSum
+from gpu_worker.kernels.interface import Kernels
 from gpu_worker.layers.context import LayerContext
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.models.decoder import DecoderModel
@@ -24,6 +25,9 @@ from gpu_worker.models.hf_config import read_hf_config
 from gpu_worker.models.registry import find_family
 from gpu_worker.parallel import ParallelGroup
 from gpu_worker.quantization.select import select_linear_method
+
+if TYPE_CHECKING:
+    from gpu_worker.kernels.triton_sum_norm import PeerSum
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def load_model(
     load_format: str,
     on_progress: Callable[[int, int], None],
     native: ctypes.CDLL | None = None,
-    peer_sum: PeerSum | None = None,
+    peer_sum: "PeerSum | None" = None,
 ) -> DecoderModel:
     """Load this rank's part of a model, tensor by tensor: memory peaks at the model and one tensor.
 

@@ -115,7 +115,7 @@ class Worker:
                 self._turn()
         except Exception as error:
             logger.debug("worker fails", exc_info=True)
-            self._link.send(WorkerFailed(self._hello.rank, _describe(error)), self._scheduler)
+            self._link.send(WorkerFailed(self._hello.rank, describe(error)), self._scheduler)
             linger_s = _FAREWELL_S
             raise
         finally:
@@ -232,8 +232,8 @@ class Worker:
 
 def run_worker(
     config: WorkerConfig, heart: Heart = NO_HEART, tracer: "Tracer | None" = None, stop: Stop | None = None
-) -> str | None:
-    """Run a worker until it is told to stop, or fails; returns why, in one line."""
+) -> Exception | None:
+    """Run a worker until it is told to stop, or fails; returns why."""
     torch.set_num_threads(config.threads)
     hello = WorkerHello(config.rank, config.tensor_parallel_size, os.getpid())
     try:
@@ -243,7 +243,7 @@ def run_worker(
         spans = _slot_spans(tracer, config.rank)
         Worker(hello, ModelRunner(config), link, config.distributed_timeout_s, recorder, heart, spans, stop).run()
     except Exception as error:
-        return _describe(error)
+        return error
     return None
 
 
@@ -255,7 +255,7 @@ def _slot_spans(tracer: "Tracer | None", rank: int) -> "SlotSpans | None":
     return SlotSpans(tracer, rank)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """An exception in one line for a person: led by its type, unless its message was written for people."""
     message = " ".join(str(error).split())
     return message if isinstance(error, _EXPLAINED) else f"{type(error).__name__}: {message}"

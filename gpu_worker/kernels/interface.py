@@ -65,24 +65,3 @@ class Kernels(Protocol):
             position low, position high, 0), word = token id % 4.
         """
         ...
-
-
-class PeerSum(Protocol):
-    """Ranks that sum few rows in each other's memory. All make the same calls in the same order."""
-
-    def takes(self, part: torch.Tensor) -> bool:
-        """Whether [num_tokens, hidden] is not too much for it."""
-        ...
-
-    def __call__(
-        self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, slot: int
-    ) -> torch.Tensor:
-        """Add the sum of all ranks' parts to residual in place, and return the RMS norm of that.
-
-        Args:
-            part: [num_tokens, hidden], every rank's own.
-            residual: [num_tokens, hidden] float32.
-            weight: [hidden].
-            slot: 0 and 1 in turns.
-        """
-        ...

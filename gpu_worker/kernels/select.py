@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpu_worker.kernels.cpu import CpuKernels
-from gpu_worker.kernels.interface import Kernels, PeerSum
+from gpu_worker.kernels.interface import Kernels
 from gpu_worker.kernels.native import NativeKernelsError, load_native
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup
 from gpu_worker.peer_memory import open_peer_memory
+
+if TYPE_CHECKING:
+    from gpu_worker.kernels.triton_sum_norm import PeerSum
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def select_kernels(device: torch.device, native: ctypes.CDLL | None) -> Kernels:
 
 def select_peer_sum(
     parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device, *, shares_host: bool
-) -> PeerSum | None:
+) -> "PeerSum | None":
     """How ranks sum rows, called by all of them together; None: by collective calls alone."""
     if not shares_host or obstacle_to_triton(device) is not None:
         return None
@@ -76,9 +80,9 @@ def select_peer_sum(
     if memory is None:
         return None
     from gpu_worker.kernels.triton_jit import can_overlap, multiprocessors  # noqa: PLC0415
-    from gpu_worker.kernels.triton_sum_norm import TritonPeerSum  # noqa: PLC0415
+    from gpu_worker.kernels.triton_sum_norm import PeerSum  # noqa: PLC0415
 
-    return TritonPeerSum(memory, can_overlap(device), multiprocessors(device))
+    return PeerSum(memory, can_overlap(device), multiprocessors(device))
 
 
 @contextmanager

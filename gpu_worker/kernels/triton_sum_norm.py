@@ -16,11 +16,17 @@ from gpu_worker.peer_memory import PeerMemory
 
 _BITS = {2: tl.int16, 4: tl.int32}
 # Of all programs that share a multiprocessor: their registers have room.
-_MAX_ELEMENTS = 8192
+_MAX_ELEMENTS, _MAX_PROGRAMS = 8192, 16
 
 
-class TritonPeerSum:
-    """See gpu_worker.kernels.interface.PeerSum."""
+class PeerSum:
+    """Ranks that sum rows in each other's memory. All make the same calls in the same order.
+
+    Args:
+        memory: that the ranks share.
+        overlap: whether launches may begin before their predecessors end.
+        num_multiprocessors: of the device.
+    """
 
     def __init__(self, memory: PeerMemory, overlap: bool, num_multiprocessors: int) -> None:
         self._memory = memory
@@ -28,20 +34,27 @@ class TritonPeerSum:
         self._num_multiprocessors = num_multiprocessors
 
     def takes(self, part: torch.Tensor) -> bool:
-        """Whether [num_tokens, hidden] has room in the memory."""
+        """Whether there is room for [num_tokens, hidden]."""
         return self._memory.takes(part)
 
     def __call__(
         self, part: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, slot: int
     ) -> torch.Tensor:
-        """residual += the sum of all parts; return its RMS norm, in the weight's dtype."""
+        """Add the sum of all ranks' parts to residual in place, and return the RMS norm of that, in the weight's dtype.
+
+        Args:
+            part: [num_tokens, hidden], every rank's own.
+            residual: [num_tokens, hidden] float32.
+            weight: [hidden].
+            slot: 0 and 1 in turns.
+        """
         check_contiguous(part, residual, weight)
         assert residual.shape == part.shape
         assert residual.dtype is torch.float32
         memory, out = self._memory, torch.empty_like(part, dtype=weight.dtype)
         rows, size = part.shape
         block, warps = row_shape(size)
-        max_programs = self._num_multiprocessors * max(1, _MAX_ELEMENTS // block)
+        max_programs = self._num_multiprocessors * min(max(1, _MAX_ELEMENTS // block), _MAX_PROGRAMS)
         _sum_norm_kernel[(min(rows, max_programs),)](
             part,
             residual,

@@ -1,7 +1,8 @@
 """Which kernels does a model need, and how are they compiled while its weights load?
 
 Triton compiles a kernel when it is first launched. All are launched once here, without work, in several threads: the
-compiler holds no lock for most of the time. Run it beside the loading of the weights.
+compiler holds no lock for most of the time. Run it beside the loading of the weights. Not the sums of several ranks:
+those all ranks launch together, first when memory is measured or graphs are captured.
 """
 
 from collections.abc import Callable

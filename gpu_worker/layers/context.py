@@ -1,14 +1,18 @@
 """What does every layer need to build itself?"""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpu_worker.attention.backend import AttentionBackend
 from gpu_worker.formats.source import TensorSource
-from gpu_worker.kernels.interface import Kernels, PeerSum
+from gpu_worker.kernels.interface import Kernels
 from gpu_worker.parallel import ParallelGroup
 from gpu_worker.quantization.linear_method import LinearMethod
+
+if TYPE_CHECKING:
+    from gpu_worker.kernels.triton_sum_norm import PeerSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class LayerContext:
     parallel: ParallelGroup
     method: LinearMethod
     device: torch.device
-    peer_sum: PeerSum | None = None
+    peer_sum: "PeerSum | None" = None
 
     def read_vector(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight, [size] in the compute dtype, the same on every rank."""

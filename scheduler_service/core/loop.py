@@ -28,6 +28,7 @@ from pagewire.ipc.requests import (
     MetricValues,
     Rejected,
     RejectReason,
+    SchedulerMessage,
     Submit,
 )
 from pagewire.ipc.steps import StepOutput, WorkerHello, WorkerMessage
@@ -185,7 +186,7 @@ class SchedulerLoop:
         gateway, message = envelope.sender, envelope.message
         if isinstance(message, Hello):
             self._gateways.greet(gateway, routing_id, message)
-            self._gateways.send(gateway, self._status())
+            self._tell(gateway, self._status())
         elif gateway not in self._gateways:
             logger.warning("message from a gateway that did not greet dropped")
         elif isinstance(message, Goodbye):
@@ -194,7 +195,7 @@ class SchedulerLoop:
                 self._scheduler.journal.unwatch(gateway)
                 self._scheduler.abort_gateway(gateway)
         elif isinstance(message, GetMetrics):
-            self._gateways.send(gateway, MetricValues(message.number, *self.metrics()))
+            self._tell(gateway, MetricValues(message.number, *self.metrics()))
         elif isinstance(message, Submit):
             self._submit(gateway, message)
         elif isinstance(message, Abort) and self._scheduler is not None:
@@ -203,7 +204,7 @@ class SchedulerLoop:
                 self._scheduler.abort(gateway, stream_id, outcome)
         elif isinstance(message, Locate):
             is_here = self._scheduler is not None and self._scheduler.knows(message.request_id)
-            self._gateways.send(gateway, Located(message.number, is_here))
+            self._tell(gateway, Located(message.number, is_here))
         elif isinstance(message, WatchCache | FlushCache) and self._scheduler is not None:
             self._handle_cache_request(self._scheduler, gateway, message)
 
@@ -211,8 +212,7 @@ class SchedulerLoop:
         if isinstance(message, FlushCache):
             num_blocks = scheduler.flush_cache()
             logger.info("cache flushed num_blocks=%d", num_blocks)
-            if not self._gateways.send(gateway, CacheFlushed(message.flush_id, num_blocks)):
-                self._forget([gateway])
+            self._tell(gateway, CacheFlushed(message.flush_id, num_blocks))
         elif message.wanted:
             scheduler.watch_cache(gateway)
         else:
@@ -224,8 +224,7 @@ class SchedulerLoop:
             self._refusals[refusal.reason] += 1
             logger.info("request refused request_id=%s reason=%s", submit.request_id, refusal.message)
             rejected = Rejected(submit.stream_id, refusal.reason, refusal.field, refusal.message, refusal.retry_after_s)
-            if not self._gateways.send(gateway, rejected):
-                self._forget([gateway])
+            self._tell(gateway, rejected)
 
     def _admit(self, gateway: bytes, submit: Submit) -> Refusal | None:
         """Queue the request, or go on with its sequence, or say why not."""
@@ -247,6 +246,10 @@ class SchedulerLoop:
             logger.info("request resumed request_id=%s num_tokens=%d", submit.request_id, len(running.token_ids))
             self._scheduler.attach(running, gateway, submit)
         return refusal
+
+    def _tell(self, gateway: bytes, message: SchedulerMessage) -> None:
+        if not self._gateways.send(gateway, message):
+            self._forget([gateway])
 
     def _forget(self, gateways: list[bytes]) -> None:
         """Gateways are gone: what they asked for waits a while for callers who resume it."""

@@ -1,18 +1,22 @@
 """GPUs that sum their parts in each other's memory, against NCCL and the torch reference, captured and replayed."""
 
+import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from gpu_worker.kernels.interface import PeerSum
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.kernels.select import select_peer_sum
 from gpu_worker.parallel import ParallelGroup
 from gpu_worker.peer_memory import part_shape
+
+if TYPE_CHECKING:
+    from gpu_worker.kernels.triton_sum_norm import PeerSum
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,6 +30,8 @@ NUM_ROWS = (1, 7, 64, 300, part_shape(WORLD_SIZE, HIDDEN)[2], 5)
 
 def run_rank(rank: int, store: str, dtype: torch.dtype, results: torch.Tensor) -> None:
     warnings.simplefilter("ignore")
+    # As workers do.
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, device_id=device)
@@ -37,7 +43,7 @@ def run_rank(rank: int, store: str, dtype: torch.dtype, results: torch.Tensor) -
     dist.destroy_process_group()
 
 
-def replay_sums(peer_sum: PeerSum, num_rows: int, weight: torch.Tensor, results: torch.Tensor) -> None:
+def replay_sums(peer_sum: "PeerSum", num_rows: int, weight: torch.Tensor, results: torch.Tensor) -> None:
     parts = torch.randn(2, num_rows, HIDDEN, device=weight.device).to(weight.dtype)
     residual = torch.zeros(num_rows, HIDDEN, device=weight.device)
     assert peer_sum.takes(parts[0])

@@ -219,7 +219,8 @@ class Engine:
         is_newly_ready = status.state is EngineState.READY and (not self.is_ready or is_another)
         lost: list[Stream] = []
         if is_another:
-            logger.info("scheduler found incarnation=%s address=%s", sender.hex(), self.address)
+            what = "found" if sender != self.scheduler_incarnation else "has forgotten this gateway"
+            logger.info("scheduler %s incarnation=%s address=%s", what, sender.hex(), self.address)
             lost = self._part_from_scheduler()
             if sender != self._lost_incarnation:
                 self._aborts.clear()

@@ -3,7 +3,8 @@
 A stream that no engine runs waits; once one is READY it is submitted there with its prompt and all output that has
 arrived. It moves when
 
-    its engine's scheduler is gone or silent     and any engine is READY, be it the same one
+    its engine's scheduler is gone or silent,
+    or has forgotten this gateway                and any engine is READY, be it the same one
     its engine's workers died                    and another engine is READY; the same one has it requeued otherwise
     its engine drains or is no longer listed     and another engine is READY, if it has not begun to run
 """

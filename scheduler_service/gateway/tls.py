@@ -6,6 +6,7 @@ certificate whose key has not been written yet, change nothing until they can.
 
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,8 @@ class Certificates:
         self._files = files
         self._watched = WatchedFiles(files.paths)
         self._watched.have_changed()
-        self._contexts: list[ssl.SSLContext] = []
         try:
-            self._configuration = self._read()
+            self._configuration, self._context = self._read()
         except _UnusableError as error:
             raise StartError(str(error)) from error
 
@@ -68,35 +68,29 @@ class Certificates:
         )
 
     def ssl_context(self) -> ssl.SSLContext:
-        """A context for a server over Python's own sockets, such as HTTP's. It follows the files.
-
-        A client CA that is removed from its file stays trusted by contexts there are.
-        """
-        context = self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-        self._contexts.append(context)
-        return context
+        """A context for a server on asyncio, such as HTTP's. It follows the files."""
+        return _NewestContext(lambda: self._context)
 
     def reload_if_changed(self) -> None:
         """Take what the files hold now, if it is new and fits together."""
         if not self._watched.have_changed():
             return
         try:
-            self._configuration = self._read()
-            for context in self._contexts:
-                self._load(context)
+            self._configuration, self._context = self._read()
         except _UnusableError as error:
             logger.error("certificates not reloaded, the old ones stay error=%s", error)
         else:
             logger.info("certificates reloaded certificate=%s", self._files.certificate)
 
-    def _read(self) -> Any:
-        """The files' content for gRPC, once OpenSSL finds that certificate and key fit."""
+    def _read(self) -> tuple[Any, ssl.SSLContext]:
+        """The files' content for gRPC and for others, once OpenSSL finds that certificate and key fit."""
         contents = [_content(path) for path in self._files.paths]
-        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        context = self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         if contents != [_content(path) for path in self._files.paths]:
             raise _UnusableError("the files are being written")
         certificate, key, *client_ca = contents
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
+        trusted = client_ca[0] if client_ca else None
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], trusted), context
 
     def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
         files = self._files
@@ -117,6 +111,22 @@ class Certificates:
                 ) from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+class _NewestContext(ssl.SSLContext):
+    """Each connection is that of the context that is the newest when it begins: what others trusted, and the sessions
+    that they would resume, are of no account to it."""
+
+    _newest: Callable[[], ssl.SSLContext]
+
+    def __new__(cls, newest: Callable[[], ssl.SSLContext]) -> "_NewestContext":
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        context._newest = newest
+        return context
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """See ssl.SSLContext.wrap_bio: with it asyncio begins a connection."""
+        return self._newest().wrap_bio(*args, **options)
 
 
 class _UnusableError(Exception):

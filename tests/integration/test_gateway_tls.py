@@ -237,32 +237,61 @@ def test_flags_that_do_not_fit_are_told(scheduler: FakeScheduler, model: Path, f
     assert problem in done.stderr
 
 
+def shake_hands(
+    served_by: ssl.SSLContext, client_context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> ssl.SSLObject:
+    """The client's side, connected to a server over memory buffers, once the server has said something to it."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname="localhost", session=session)
+    served = served_by.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [client, served]
+    while waiting:
+        for side in tuple(waiting):
+            try:
+                side.do_handshake()
+                waiting.remove(side)
+            except ssl.SSLWantReadError:
+                continue
+    served.write(b"hello")
+    assert client.read() == b"hello"
+    return client
+
+
+def name_shown_to(client: ssl.SSLObject) -> str:
+    return str(dict(entry[0] for entry in client.getpeercert()["subject"])["commonName"])
+
+
 def test_a_context_for_other_servers_follows_the_files(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("first")
     certificates = Certificates(TlsFiles(pair.certificate, pair.key))
-    context = certificates.ssl_context()
-
-    def handshake() -> str:
-        """The name that a client of the context's server sees, over memory buffers."""
-        trusting = ssl.create_default_context(cafile=authority.certificate)
-        to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = trusting.wrap_bio(to_client, to_server, server_hostname="localhost")
-        served = context.wrap_bio(to_server, to_client, server_side=True)
-        waiting = [client, served]
-        while waiting:
-            for side in tuple(waiting):
-                try:
-                    side.do_handshake()
-                    waiting.remove(side)
-                except ssl.SSLWantReadError:
-                    continue
-        return str(dict(entry[0] for entry in client.getpeercert()["subject"])["commonName"])
-
-    assert handshake() == "first"
+    context, trusting = certificates.ssl_context(), authority.client_context()
+    assert name_shown_to(shake_hands(context, trusting)) == "first"
     pair.replace(authority.issue("second"))
     certificates.reload_if_changed()
-    assert handshake() == "second"
+    assert name_shown_to(shake_hands(context, trusting)) == "second"
     pair.key.write_text("broken")
     certificates.reload_if_changed()
-    assert handshake() == "second"
+    assert name_shown_to(shake_hands(context, trusting)) == "second"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_authority_that_is_removed_lets_nobody_in_any_more(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    pair, believed = authority.issue("server"), tmp_path / "believed.pem"
+    believed.write_bytes(authority.certificate.read_bytes() + other.certificate.read_bytes())
+    certificates = Certificates(TlsFiles(pair.certificate, pair.key, believed))
+    context, clients = certificates.ssl_context(), []
+    for name, signer in (("mine", authority), ("theirs", other)):
+        shown = signer.issue(name)
+        clients.append(authority.client_context())
+        clients[-1].load_cert_chain(shown.certificate, shown.key)
+        clients[-1].maximum_version = version
+    sessions = [shake_hands(context, client).session for client in clients]
+    believed.write_bytes(authority.certificate.read_bytes())
+    certificates.reload_if_changed()
+    shake_hands(context, clients[0], sessions[0])
+    # Nor by resuming the session that it had.
+    for session in (None, sessions[1]):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake_hands(context, clients[1], session)

@@ -103,7 +103,7 @@ def cuda_budget_bytes(device: torch.device, utilization: float, peak_bytes: int)
     """Memory for the KV cache on a GPU: its share for this process, less what the worst step takes at its peak.
 
     Args:
-        peak_bytes: most that torch had allocated at once during a worst-case forward, weights included.
+        peak_bytes: what Executor.measure_bytes returned: of a worst-case step, weights and graphs included.
     """
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     others_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved(device)

@@ -27,6 +27,7 @@ from gpu_worker.model_runner import DeviceError, ModelRunner, OnProgress, Pendin
 from gpu_worker.parallel import RanksLostError
 from gpu_worker.scheduler_link import AddressError, SchedulerLink
 from gpu_worker.stop import Stop
+from pagewire.ipc.chrome_trace import NO_TRACE, Recorder
 from pagewire.ipc.codec import ANY, Envelope
 from pagewire.ipc.steps import (
     AllocateCache,
@@ -41,7 +42,6 @@ from pagewire.ipc.steps import (
     WorkerReady,
 )
 from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
-from pagewire.ipc.trace import NO_TRACE, Recorder
 
 if TYPE_CHECKING:
     from gpu_worker.slot_spans import SlotSpans

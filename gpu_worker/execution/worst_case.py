@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gpu_worker.sampling.logprobs import LogprobBatch, PromptLogprobBatch
-from gpu_worker.sampling.penalties import PenaltyBatch
+from gpu_worker.sampling.logprobs import NO_LOGPROB_ROWS, LogprobBatch, PromptLogprobBatch
+from gpu_worker.sampling.penalties import NO_PENALTY_ROWS, PenaltyBatch
 from gpu_worker.sampling.sampler import SamplingBatch
 from gpu_worker.step_inputs import SlotShape, StepInputs, Writes
 
@@ -27,8 +27,8 @@ NO_INPUTS = StepInputs(
     drawn_places=_NO_INTS,
     sampling=SamplingBatch(*(np.empty(0, dtype=dtype) for dtype in ("f4", "i8", "f4", "f4", "i8", "i8"))),
     rules=[],
-    penalties=PenaltyBatch(*(np.empty(0, dtype=dtype) for dtype in ("i8", "i8", "i8", "i8", "f4", "f4", "f4"))),
-    logprobs=LogprobBatch(_NO_INTS, _NO_INTS),
+    penalties=NO_PENALTY_ROWS,
+    logprobs=NO_LOGPROB_ROWS,
     num_decodes=0,
     max_query_len=0,
     max_seq_len=0,

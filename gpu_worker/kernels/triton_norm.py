@@ -11,33 +11,22 @@ from gpu_worker.kernels.triton_jit import check_contiguous, kernel, row_shape, w
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -> torch.Tensor:
     """See Kernels.rms_norm. x: [num_tokens, hidden], weight: [hidden]."""
-    check_contiguous(x, weight)
-    out = torch.empty_like(x, dtype=weight.dtype)
-    rows, size = x.shape
-    block, warps = row_shape(size)
-    _norm_kernel[(rows,)](
-        x,
-        x,
-        weight,
-        out,
-        eps,
-        SIZE=size,
-        BLOCK=block,
-        ADD=False,
-        OVERLAP=overlap,
-        num_warps=warps,
-        launch_pdl=overlap,
-    )
-    return out
+    return _launch(x, x, weight, eps, overlap, add=False)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool
 ) -> torch.Tensor:
     """See Kernels.add_rms_norm. x, residual: [num_tokens, hidden]; the residual is changed in place."""
-    check_contiguous(x, residual, weight)
     assert residual.shape == x.shape
     assert residual.dtype is torch.float32
+    return _launch(x, residual, weight, eps, overlap, add=True)
+
+
+def _launch(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool, *, add: bool
+) -> torch.Tensor:
+    check_contiguous(x, residual, weight)
     out = torch.empty_like(x, dtype=weight.dtype)
     rows, size = x.shape
     block, warps = row_shape(size)
@@ -49,7 +38,7 @@ def add_rms_norm(
         eps,
         SIZE=size,
         BLOCK=block,
-        ADD=True,
+        ADD=add,
         OVERLAP=overlap,
         num_warps=warps,
         launch_pdl=overlap,

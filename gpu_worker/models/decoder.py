@@ -16,8 +16,8 @@ from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.layers.context import LayerContext
 from gpu_worker.layers.embedding import load_embedding_and_head
 from gpu_worker.layers.linear import ColumnParallelLinear, Matrix, RowParallelLinear
-from gpu_worker.layers.residual import SumAndNorm
 from gpu_worker.layers.rope import cos_sin_table
+from gpu_worker.layers.sum_and_norm import SumAndNorm
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import HeadSplit, VocabPart, check_split, split, split_heads
 

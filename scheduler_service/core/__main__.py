@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pagewire.ipc.chrome_trace import Recorder
 from pagewire.ipc.logs import LogFormat, configure_logging
 from pagewire.ipc.supervision import Heart
-from pagewire.ipc.trace import Recorder
 from pagewire.ipc.tracing import TracingError, open_tracer
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.loop import SchedulerLoop

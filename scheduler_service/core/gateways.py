@@ -47,7 +47,7 @@ class Gateways:
         del self._gateways[gateway]
 
     def send(self, gateway: bytes, message: msgspec.Struct) -> bool:
-        """Send to one gateway. False if it is gone: it is then forgotten, and its sequences should end."""
+        """Send to one gateway. False if it is gone: it is then forgotten, and its sequences are to be orphaned."""
         known = self._gateways.get(gateway)
         if known is None:
             return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from pagewire.ipc.cache_events import CacheFlushed, FlushCache, WatchCache
+from pagewire.ipc.chrome_trace import NO_TRACE, Recorder
 from pagewire.ipc.codec import Envelope, new_incarnation
 from pagewire.ipc.curve import GATEWAY, WORKER
 from pagewire.ipc.metrics import Family
@@ -33,7 +34,6 @@ from pagewire.ipc.requests import (
 )
 from pagewire.ipc.steps import StepOutput, WorkerHello, WorkerMessage
 from pagewire.ipc.supervision import NO_HEART, Heart, ProcessState
-from pagewire.ipc.trace import NO_TRACE, Recorder
 from scheduler_service.core.admission import Refusal, check
 from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.curve_gate import CurveGate

@@ -144,9 +144,9 @@ class RunningSet:
         self._slots = None
         self._settle_promises(sequence)
         self._leaving.append(sequence)
-        self.release_left()
+        self.free_leaving()
 
-    def release_left(self) -> None:
+    def free_leaving(self) -> None:
         """Free slots and blocks of leaving sequences that no step in flight computes any more.
 
         This is the one place where a sequence's blocks are freed: at its end, on cancel and on preemption.
@@ -225,7 +225,7 @@ class RunningSet:
         self.table.in_flight[:] = 0
         for sequence in list(self._running):
             self.leave(sequence, Status.PREEMPTING)
-        self.release_left()
+        self.free_leaving()
         self.blocks = BlockManager(num_blocks, self.journal.note_removed)
         self.journal.note_cleared()
         self.plan = StepPlan()

@@ -186,7 +186,7 @@ class Scheduler:
         """The next step, or None if nothing can be computed now.
 
         Sequences that need one token come first, so that a long prompt never stalls running streams; then chunks of
-        prompts in order of arrival; then new sequences while slots, blocks and budget last.
+        prompts by priority, then arrival; then new sequences while slots, blocks and budget last.
         """
         assert self.can_schedule
         decodes = self._schedule_decodes()
@@ -291,7 +291,7 @@ class Scheduler:
         self._outputs.add_computed_logprobs(prompt_records)
         self._outputs.add_drawn_logprobs(records)
         self._append_tokens(step.sampled, token_ids)
-        self._running.release_left()
+        self._running.free_leaving()
 
     def _fail_nan(self, step: StepInFlight, nan_flags: bytes) -> None:
         """End the sequences whose logits were not finite, before any of the step's blocks can be cached.

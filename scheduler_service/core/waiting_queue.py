@@ -1,4 +1,4 @@
-"""Sequences that wait in one line, first come first."""
+"""Sequences that wait in one line: by priority, then first come first."""
 
 import heapq
 

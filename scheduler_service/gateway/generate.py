@@ -34,7 +34,7 @@ StartSpan = Callable[[generate_pb2.GenerateRequest], "GenerateSpan | None"]
 
 
 class Generator:
-    """Answers Generate requests over one model and one scheduler, for every protocol.
+    """Answers Generate requests for one model, whichever engine runs them, for every protocol.
 
     A protocol turns what its callers send into a GenerateRequest, and the responses written into what they expect.
 
@@ -113,40 +113,13 @@ class Generator:
         span: "GenerateSpan | None",
     ) -> None:
         started_s = time.monotonic()
-        if request.HasField("resume"):
-            # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
-            await self._engines.wait_for_engine()
-        model, limits = self._engines.ready_engine()
-        generations = await to_generations(
-            request,
-            prompts=self._prompts,
-            model=model,
-            limits=limits,
-            time_remaining_s=time_remaining_s,
-            sent=sent,
-            caller=current_caller(),
-        )
+        generations = await self._read(request, time_remaining_s, sent, span)
         use_tokens(len(generations[0].prompt_ids))
-        if self._logs_prompts:
-            logger.info("prompt request_id=%s prompt=%s", generations[0].request_id, describe_prompt(request))
-        if span is not None:
-            generations = [dataclasses.replace(one, trace_context=span.context) for one in generations]
         streams: list[Stream] = []
         outcome = "failed"
         try:
             streams += map(self._engines.open, generations)
-            for stream in streams:
-                await stream.accepted()
-            await write(_accepted(generations[0], self._model.name))
-            if span is not None:
-                write = _noting(write, span, generations[0])
-            for response in _echoes(generations):
-                await write(response)
-            finished = _finished(streams, await _relay_all(streams, write, use_tokens, self._turns))
-            if span is not None:
-                span.finish(finished, self._model.name)
-            await write(generate_pb2.GenerateResponse(finished=finished))
-            outcome = generate_pb2.FinishReason.Name(finished.reason)
+            outcome = await self._run(streams, write, use_tokens, span)
         except (asyncio.CancelledError, CallerGoneError):
             outcome = "cancelled"
             raise
@@ -163,6 +136,50 @@ class Generator:
                 sum(stream.num_output_tokens for stream in streams),
                 time.monotonic() - started_s,
             )
+
+    async def _read(
+        self,
+        request: generate_pb2.GenerateRequest,
+        time_remaining_s: float | None,
+        sent: Sequence[SentTokens],
+        span: "GenerateSpan | None",
+    ) -> list[Generation]:
+        """What is asked for, one for each choice."""
+        if request.HasField("resume"):
+            # An accepted request waits for an engine that starts again, as it would had its first gateway lived.
+            await self._engines.wait_for_engine()
+        model, limits = self._engines.ready_engine()
+        generations = await to_generations(
+            request,
+            prompts=self._prompts,
+            model=model,
+            limits=limits,
+            time_remaining_s=time_remaining_s,
+            sent=sent,
+            caller=current_caller(),
+        )
+        if self._logs_prompts:
+            logger.info("prompt request_id=%s prompt=%s", generations[0].request_id, describe_prompt(request))
+        if span is None:
+            return generations
+        return [dataclasses.replace(generation, trace_context=span.context) for generation in generations]
+
+    async def _run(
+        self, streams: Sequence[Stream], write: Write, use_tokens: UseTokens, span: "GenerateSpan | None"
+    ) -> str:
+        """Write all that the streams give; returns the name of the reason for which they ended."""
+        for stream in streams:
+            await stream.accepted()
+        generations = [stream.generation for stream in streams]
+        await write(_accepted(generations[0], self._model.name))
+        write_output = write if span is None else _noting(write, span, generations[0])
+        for response in _echoes(generations):
+            await write_output(response)
+        finished = _finished(streams, await _relay_all(streams, write_output, use_tokens, self._turns))
+        if span is not None:
+            span.finish(finished, self._model.name)
+        await write(generate_pb2.GenerateResponse(finished=finished))
+        return generate_pb2.FinishReason.Name(finished.reason)
 
 
 def _noting(write: Write, span: "GenerateSpan", accepted: Generation) -> Write:

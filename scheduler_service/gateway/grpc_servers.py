@@ -6,8 +6,7 @@ health    for probes that have neither certificate nor key: plaintext, grpc.heal
 """
 
 import asyncio
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import grpc
 
@@ -21,11 +20,8 @@ from scheduler_service.gateway.health import HEALTH_NAME
 from scheduler_service.gateway.introspection import REFLECTION_NAME, channelz_handler, reflection_handler
 from scheduler_service.gateway.tls import Certificates
 
-logger = logging.getLogger(__name__)
-
 Options = list[tuple[str, int]]
 
-_LOCAL_ADDRESSES = ("unix:", "127.", "localhost:", "[::1]:")
 _KEEPALIVE_PERIOD_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 # Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
@@ -66,8 +62,6 @@ class GrpcServers:
         self._health = grpc.aio.server(options=_connection_options(shares_port=False))
         shares_port = config.connections.shares_port
         credentials = certificates.grpc_credentials if certificates is not None else None
-        if keyring is not None and certificates is None:
-            _warn_of_plaintext(config.listen)
         self.private = [bind(self._private, address) for address in config.private_listen]
         self.public = [bind(self._public, address, credentials, shares_port) for address in config.listen]
         self.health = [bind(self._health, config.health_listen)] if config.health_listen is not None else []
@@ -121,12 +115,6 @@ class _UnknownMethods(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[object, object]":
         return refusing_handler(UnknownMethodError(handler_call_details.method))
-
-
-def _warn_of_plaintext(addresses: Iterable[str]) -> None:
-    for address in addresses:
-        if not address.startswith(_LOCAL_ADDRESSES):
-            logger.warning("API keys cross the network unencrypted, give --tls-cert and --tls-key address=%s", address)
 
 
 def _public_options(config: ConnectionConfig) -> Options:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import importlib.metadata
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What starts so stays on this machine.
+_LOCAL_ADDRESSES = ("unix:", "127.", "localhost:", "[::1]:")
 # After the streams have been ended: for their last messages to leave.
 _LAST_WORDS_S = 3.0
 
@@ -76,6 +78,8 @@ async def serve(
     """
     certificates = Certificates(config.tls) if config.tls is not None else None
     keyring = Keyring(config.api_keys) if config.api_keys is not None else None
+    if keyring is not None and certificates is None:
+        _warn_of_plaintext((*config.listen, *filter(None, [config.http])))
     registry = CollectorRegistry(auto_describe=False)
     counter = CallCounter(registry)
     servers = GrpcServers(config, certificates, keyring, CallObserver(counter, traces=tracer is not None))
@@ -109,6 +113,12 @@ async def serve(
         await _end(gateway, health, servers, http, await stop)
         for task in tasks:
             task.cancel()
+
+
+def _warn_of_plaintext(addresses: Iterable[str]) -> None:
+    for address in addresses:
+        if not address.startswith(_LOCAL_ADDRESSES):
+            logger.warning("API keys cross the network unencrypted, give --tls-cert and --tls-key address=%s", address)
 
 
 def _announce(servers: GrpcServers, http: HttpServer | None, on_listening: Callable[[str, str], None]) -> None:

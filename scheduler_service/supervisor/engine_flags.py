@@ -1,4 +1,4 @@
-"""Which flags does the supervisor pass on to which process? Each is declared once, here."""
+"""Which flags does the supervisor pass on to which process? Each process declares its own too."""
 
 import argparse
 import enum

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from scheduler_service.supervisor.child import Child, ChildSpec
 from scheduler_service.supervisor.errors import ServiceError
@@ -14,6 +14,7 @@ from scheduler_service.supervisor.output import Output
 from scheduler_service.supervisor.probe import Probe
 from scheduler_service.supervisor.restart_policy import RestartCounter, RestartPolicy
 from scheduler_service.supervisor.stop import Stop
+from scheduler_service.supervisor.tasks import cancel_all
 from scheduler_service.supervisor.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,9 @@ class Supervisor:
         finally:
             self._output.end_progress(is_done=False)
             self._prepare_stop(is_quick=stop.is_quick or not stop.is_set)
-            await _cancel([*watchers, *(keeper for group, keeper in keepers.items() if group[0].stops_first)])
-            await _cancel(keepers.values())
-            await _cancel([watching])
+            await cancel_all([*watchers, *(keeper for group, keeper in keepers.items() if group[0].stops_first)])
+            await cancel_all(keepers.values())
+            await cancel_all([watching])
         for task in done:
             task.result()
         if self._given_up:
@@ -140,7 +141,7 @@ class Supervisor:
         try:
             done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            await _cancel(runs)
+            await cancel_all(runs)
             raise
         for run in others:
             runs[run].kill()
@@ -205,11 +206,3 @@ def _groups(specs: Sequence[ChildSpec]) -> list[Group]:
         key = spec.group or spec.name
         groups[key] = (*groups.get(key, ()), spec)
     return list(groups.values())
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel and wait until all have ended."""
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,11 +2,12 @@
 
 import ast
 import json
+import re
 
 import pytest
 
 from scheduler_service.gateway.engines.routing import RoutingPolicy
-from tests.fakes.chart import CHART, VALUE_FILES, arguments, container, find, has, helm, pods
+from tests.fakes.chart import CHART, HELM_4, VALUE_FILES, arguments, container, find, has, helm, pods
 
 GATEWAY, ENGINE = "gateway", "engine"
 
@@ -150,8 +151,12 @@ def test_certificate():
 def test_gateway_network_policy():
     spec = find("NetworkPolicy", GATEWAY, "mtls")["spec"]
     assert spec["podSelector"]["matchLabels"] == labels(GATEWAY)
-    (ingress,) = spec["ingress"]
+    ingress, watched = spec["ingress"]
     assert [port["port"] for port in ingress["ports"]] == ["grpc", "http"]
+    assert watched == {
+        "ports": [{"port": "http"}],
+        "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    }
     assert ingress["from"] == [
         {"namespaceSelector": {"matchLabels": {"team": "search"}}},
         {"podSelector": {"matchLabels": labels("test")}},
@@ -244,13 +249,18 @@ def test_leader_worker_set():
     assert not has("StatefulSet", "multi-host")
 
 
-def test_leader_worker_set_with_ranks_that_do_not_divide():
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("engine.multiHost.hosts=3", "16 ranks cannot be split evenly over 3 hosts"),
+        ("model.source=hub,model.hub.cacheOnClaim=true", "pods of several hosts .* have no claims of their own"),
+    ],
+)
+def test_leader_worker_set_that_cannot_be(value, problem):
     file = str(CHART / "ci" / "multi-host.yaml")
-    from tests.fakes.chart import HELM_4
-
-    done = helm(HELM_4, "template", "llm", str(CHART), "--values", file, "--set", "engine.multiHost.hosts=3")
+    done = helm(HELM_4, "template", "llm", str(CHART), "--values", file, "--set", value)
     assert done.returncode != 0
-    assert "16 ranks cannot be split evenly over 3 hosts" in done.stderr
+    assert re.search(problem, done.stderr)
 
 
 @pytest.mark.parametrize("values", VALUE_FILES)

@@ -187,11 +187,11 @@ def test_keys_without_tls_are_warned_of_where_they_cross_a_network(
     scheduler: FakeScheduler, model: Path, tmp_path: Path
 ) -> None:
     write_keys(tmp_path / "keys.toml", ana={})
-    flags = ("--api-keys", str(tmp_path / "keys.toml"), "--listen", "0.0.0.0:0")
+    flags = ("--api-keys", str(tmp_path / "keys.toml"), "--listen", "0.0.0.0:0", "--http", "[::]:0")
     with GatewayProcess(model, scheduler.address, tmp_path / "log", *flags) as gateway:
         assert gateway.stop() == 0
-        (warning,) = re.findall("API keys cross the network unencrypted.*", gateway.log_text())
-    assert warning.endswith("address=0.0.0.0:0")
+        warnings = re.findall("API keys cross the network unencrypted.*address=(.*)", gateway.log_text())
+    assert warnings == ["0.0.0.0:0", "[::]:0"]
 
 
 @pytest.mark.parametrize(

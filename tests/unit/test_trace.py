@@ -4,7 +4,7 @@ import json
 import os
 import time
 
-from pagewire.ipc.trace import DEVICE_STEP, NO_TRACE, Recorder
+from pagewire.ipc.chrome_trace import DEVICE_STEP, NO_TRACE, Recorder
 from pagewire_client.bench.chrome_trace import RUN, device_busy
 
 

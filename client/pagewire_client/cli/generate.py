@@ -1,7 +1,6 @@
 """pagewire generate: one prompt in, its answer out."""
 
 import dataclasses
-import json
 import sys
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.checks import check_text
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import connect
-from pagewire_client.cli.printing import print_stream, print_text
+from pagewire_client.cli.printing import print_json, print_stream
 from pagewire_client.errors import PagewireError
 from pagewire_client.prompts import ChatMessage, Prompt
 
@@ -48,7 +47,7 @@ def generate(
                 print_stream(stream)
                 return
             completion = stream.collect()
-    print_text(json.dumps(dataclasses.asdict(completion), default=lambda value: value.value, indent=2))
+    print_json(dataclasses.asdict(completion))
 
 
 def _read_stdin() -> str:

@@ -1,7 +1,6 @@
 """pagewire models: what a service serves, and how it is doing."""
 
 import dataclasses
-import json
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.text import Text
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import connect
-from pagewire_client.cli.printing import print_text, writing_output
+from pagewire_client.cli.printing import print_json, writing_output
 from pagewire_client.types import Model, ServerInfo
 
 
@@ -29,7 +28,7 @@ def models(
         served, info = client.list_models(), client.server_info()
     if as_json:
         data = {"models": [dataclasses.asdict(model) for model in served], "server": dataclasses.asdict(info)}
-        print_text(json.dumps(data, default=lambda value: value.value, indent=2))
+        print_json(data)
     else:
         with writing_output():
             _print_table(served, info)

@@ -1,10 +1,12 @@
 """How does an answer reach standard output, and what is said when it cannot?"""
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pagewire_client.errors import PagewireError
 from pagewire_client.types import Chunk
@@ -29,6 +31,15 @@ def print_text(text: str, end: str = "\n") -> None:
     """
     with writing_output():
         print(text, end=end, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """Write data, in which enums stand for their values, as indented JSON.
+
+    Raises:
+        PagewireError: it cannot be written.
+    """
+    print_text(json.dumps(data, default=lambda value: value.value, indent=2))
 
 
 @contextmanager

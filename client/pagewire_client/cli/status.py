@@ -1,7 +1,6 @@
 """pagewire status: the processes of a service, what they do, and how full it is."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.text import Text
 from pagewire_client.channel import DEFAULT_ADDRESS
 from pagewire_client.cli import options
 from pagewire_client.cli.connection import AccessOptions
-from pagewire_client.cli.printing import print_text, writing_output
+from pagewire_client.cli.printing import print_json, writing_output
 from pagewire_client.client import Client
 from pagewire_client.errors import PagewireError, UnavailableError
 from pagewire_client.retry import NO_RETRY
@@ -46,7 +45,7 @@ def status(
     """Show the processes of a service, whether it is ready or not."""
     info = _ask(address, options.access(api_key_file, tls, tls_ca, tls_cert, tls_key))
     if as_json:
-        print_text(json.dumps(dataclasses.asdict(info), default=lambda value: value.value, indent=2))
+        print_json(dataclasses.asdict(info))
     else:
         with writing_output():
             _print(info)

@@ -1,9 +1,9 @@
 """Messages between a gateway and the scheduler.
 
 A gateway greets with `Hello`, then sends `Submit` and `Abort`, and `Goodbye` when it stops. The scheduler answers the
-greeting and every change of its state with `EngineStatus`, a refused request with `Rejected`, and after each step, and
-when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics` with `MetricValues` and
-`Locate` with `Located`. Messages about the prefix cache are in cache_events.
+greeting with `EngineStatus`, and sends that several times a second too; it answers a refused request with `Rejected`,
+and after each step, and when it has accepted requests, sends each gateway one `StepTokens`. It answers `GetMetrics`
+with `MetricValues` and `Locate` with `Located`. Messages about the prefix cache are in cache_events.
 
 Int arrays travel as little-endian bytes: `token_ids` and `stop` ids as int32, `stream_ids` and `accepted` as uint32.
 

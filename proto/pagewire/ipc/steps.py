@@ -18,7 +18,8 @@ from pagewire.ipc.requests import ModelInfo, Sampling
 
 
 class WorkerHello(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=1):
-    """A worker's greeting, sent until the scheduler answers. `group`: the one it has joined, empty before."""
+    """A worker's greeting, sent until the scheduler answers, and every second while no step comes. `group`: the one it
+    has joined, empty before."""
 
     rank: int
     world_size: int

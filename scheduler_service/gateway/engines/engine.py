@@ -1,8 +1,8 @@
 """What does the gateway know of one engine, and which streams does its scheduler run for this gateway?
 
-Incarnation rules: a frame for another gateway incarnation is dropped; an EngineStatus from a new scheduler incarnation
-replaces the old one, and so does one of another session, for a scheduler that has forgotten this gateway runs nothing
-for it; any other message from a scheduler that is not the current one is dropped.
+Incarnation rules: a frame for another incarnation of this side is dropped; an EngineStatus from a new scheduler
+incarnation replaces the old one, and so does one of another session, for a scheduler that has forgotten this gateway
+runs nothing for it; any other message from a scheduler that is not the current one is dropped.
 
 Streams outlive schedulers: those of one that is gone go back to the pool. Wherever a stream is submitted it gets a new
 id, so that a word about the old one, should the scheduler be the same after all, cannot be taken for its own.
@@ -33,8 +33,8 @@ from pagewire.ipc.requests import (
 from scheduler_service.gateway.engines.cache_watch import CacheWatch
 from scheduler_service.gateway.engines.engine_metrics import EngineMetrics
 from scheduler_service.gateway.engines.engine_socket import Connector, EngineSocket
-from scheduler_service.gateway.engines.recovery import RecoveryCounts
 from scheduler_service.gateway.engines.status import unknown_status
+from scheduler_service.gateway.engines.waiting_streams import RecoveryCounts
 from scheduler_service.gateway.exceptions import RequestError
 from scheduler_service.gateway.stream import Stream
 
@@ -185,7 +185,7 @@ class Engine:
         envelope = self._codec.decode(frame)
         message = envelope.message
         if envelope.recipient != self._incarnation:
-            raise ProtocolError("it is meant for another gateway incarnation")
+            raise ProtocolError("it is meant for another incarnation of this side")
         if isinstance(message, EngineStatus):
             self._take_status(envelope.sender, message)
         elif envelope.sender != self.scheduler_incarnation:
@@ -220,7 +220,8 @@ class Engine:
         lost: list[Stream] = []
         if is_another:
             what = "found" if sender != self.scheduler_incarnation else "has forgotten this gateway"
-            logger.info("scheduler %s incarnation=%s address=%s", what, sender.hex(), self.address)
+            own, their = self._incarnation.hex(), sender.hex()
+            logger.info("scheduler %s incarnation=%s own_incarnation=%s address=%s", what, their, own, self.address)
             lost = self._part_from_scheduler()
             if sender != self._lost_incarnation:
                 self._aborts.clear()

@@ -33,9 +33,9 @@ from scheduler_service.gateway.engines.chooser import Choice, Chooser
 from scheduler_service.gateway.engines.discovery import Discovery
 from scheduler_service.gateway.engines.engine import Engine
 from scheduler_service.gateway.engines.engine_socket import Connector
-from scheduler_service.gateway.engines.recovery import RecoveryCounts, WaitingStreams
 from scheduler_service.gateway.engines.refusals import Refusals, to_error
 from scheduler_service.gateway.engines.searches import Searches
+from scheduler_service.gateway.engines.waiting_streams import RecoveryCounts, WaitingStreams
 from scheduler_service.gateway.exceptions import EngineUnavailableError, GatewayDrainingError, RequestError
 from scheduler_service.gateway.generation import Generation
 from scheduler_service.gateway.stream import Stream

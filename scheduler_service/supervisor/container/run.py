@@ -1,13 +1,13 @@
 """How do processes that live and die together run, with nobody here who starts them again?"""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from pagewire.ipc.supervision import ProcessState
 from scheduler_service.supervisor.child import Child, ChildSpec
 from scheduler_service.supervisor.container.health import Health
 from scheduler_service.supervisor.errors import ServiceError
+from scheduler_service.supervisor.tasks import cancel_all
 from scheduler_service.supervisor.watchdog import Watchdog
 
 _POLL_S = 0.1
@@ -52,8 +52,8 @@ async def run_until_one_ends(
                 for child in children:
                     child.kill()
         finally:
-            await _cancel([stopping, *runs])
-            await _cancel(others)
+            await cancel_all([stopping, *runs])
+            await cancel_all(others)
     if ended is not None and not stop.is_set():
         raise ServiceError(f"{ended.spec.name} ended with {ended.end}: {ended.last_line or 'it said nothing'}")
 
@@ -64,10 +64,3 @@ async def _tell(watchdog: Watchdog, health: Health, stop: asyncio.Event) -> None
         is_ready = states.issubset(_READY) and not stop.is_set()
         await health.set(is_ready=is_ready, is_live=states.isdisjoint(_LOST))
         await asyncio.sleep(_POLL_S)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

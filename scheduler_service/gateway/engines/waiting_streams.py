@@ -1,4 +1,4 @@
-"""Which streams have no scheduler, and how long may they wait for one?"""
+"""Which streams does no engine run, and how long may they wait for one?"""
 
 import time
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class WaitingStreams:
         return len(self._waiting_since_s)
 
     def add(self, stream: Stream) -> None:
-        """Its scheduler is gone."""
+        """No engine has it any more, or yet."""
         self._waiting_since_s[stream] = time.monotonic()
 
-    def discard(self, stream: Stream) -> bool:
-        """It waits no more. Returns whether it did."""
-        return self._waiting_since_s.pop(stream, None) is not None
+    def discard(self, stream: Stream) -> None:
+        """It waits no more, if it did."""
+        self._waiting_since_s.pop(stream, None)
 
     def all(self) -> list[Stream]:
         """The streams, longest wait first."""
@@ -50,6 +50,6 @@ class WaitingStreams:
             if stream.deadline_s is not None and stream.deadline_s <= now_unix_s:
                 late.append((stream, DeadlinePassedError()))
             elif now_s - since_s >= self._timeout_s:
-                reason = f"the scheduler is gone and none was ready within {self._timeout_s:g} s"
+                reason = f"no engine has the request, and none was ready within {self._timeout_s:g} s"
                 late.append((stream, EngineUnavailableError(f"{reason}: send the request again or resume it")))
         return late

@@ -36,11 +36,13 @@ class PeerMemory:
         rank: this rank.
         parts: [2, world_size, max_rows, hidden], where each rank puts its rows.
         addresses: of every rank's `parts`.
+        mapping: keeps the others' memory in this process's reach.
     """
 
     rank: int
     parts: torch.Tensor
     addresses: tuple[int, ...]
+    mapping: object = None
 
     @property
     def world_size(self) -> int:
@@ -96,4 +98,4 @@ def _open(parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torc
     parts = clear(symmetric_memory.empty(*shape, dtype=dtype, device=device))
     handle = symmetric_memory.rendezvous(parts, dist.group.WORLD.group_name)
     addresses = tuple(handle.get_buffer(rank, shape, dtype).data_ptr() for rank in range(parallel.world_size))
-    return PeerMemory(parallel.rank, parts, addresses)
+    return PeerMemory(parallel.rank, parts, addresses, handle)

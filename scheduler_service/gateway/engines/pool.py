@@ -343,7 +343,7 @@ class EnginePool:
             return
         for stream in streams:
             if self._place(stream):
-                self._waiting.discard(stream)
+                self._waiting.take(stream)
         num_placed = len(streams) - len(self._waiting)
         if num_placed:
             self.counts.num_recovered += num_placed

@@ -17,7 +17,8 @@ class RecoveryCounts:
 
 
 class WaitingStreams:
-    """Streams that no engine runs, in the order in which they began to wait.
+    """Streams that no engine runs, and how long each has waited since its last token: engines that take it and are lost
+    before it has another give it no more time.
 
     Args:
         timeout_s: longest wait of each stream.
@@ -26,21 +27,30 @@ class WaitingStreams:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._waiting_since_s: dict[Stream, float] = {}
+        # Of those that an engine took: how long they had waited, with how many tokens.
+        self._waited_before: dict[Stream, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting_since_s)
 
     def add(self, stream: Stream) -> None:
         """No engine has it any more, or yet."""
-        self._waiting_since_s[stream] = time.monotonic()
+        waited_s, num_tokens = self._waited_before.pop(stream, (0.0, stream.num_tokens))
+        self._waiting_since_s[stream] = time.monotonic() - (waited_s if num_tokens == stream.num_tokens else 0.0)
+
+    def take(self, stream: Stream) -> None:
+        """An engine has it."""
+        waited_s = time.monotonic() - self._waiting_since_s.pop(stream)
+        self._waited_before[stream] = waited_s, stream.num_tokens
 
     def discard(self, stream: Stream) -> None:
-        """It waits no more, if it did."""
+        """It is over."""
         self._waiting_since_s.pop(stream, None)
+        self._waited_before.pop(stream, None)
 
     def all(self) -> list[Stream]:
-        """The streams, longest wait first."""
-        return list(self._waiting_since_s)
+        """The streams that wait, longest wait first."""
+        return sorted(self._waiting_since_s, key=self._waiting_since_s.__getitem__)
 
     def overdue(self) -> list[tuple[Stream, RequestError]]:
         """Streams that cannot wait any longer, each with what to tell its caller."""

@@ -33,6 +33,30 @@ def test_streams_wait_for_the_timeout_in_order(monkeypatch: pytest.MonkeyPatch) 
     assert (waiting.all(), waiting.overdue()) == ([second], [])
 
 
+def test_engines_that_are_lost_at_once_give_a_stream_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(waiting_streams.time, "monotonic", lambda: now_s)
+    waiting = WaitingStreams(5.0)
+    stream, other = stream_of(), stream_of()
+    waiting.add(stream)
+    now_s = 103.0
+    waiting.take(stream)
+    # Where it waits for its turn, it waits as long as it must.
+    now_s = 200.0
+    waiting.add(other)
+    waiting.add(stream)
+    assert (waiting.all(), waiting.overdue()) == ([stream, other], [])
+    now_s = 202.0
+    assert [late for late, _ in waiting.overdue()] == [stream]
+    # A token is worth another wait.
+    waiting.take(stream)
+    stream.push(7)
+    waiting.add(stream)
+    assert waiting.overdue() == []
+    now_s = 205.0
+    assert [late for late, _ in waiting.overdue()] == [other]
+
+
 def test_streams_do_not_wait_past_their_deadline() -> None:
     waiting = WaitingStreams(1000.0)
     late, early = stream_of(deadline_s=time.time() - 1), stream_of(deadline_s=time.time() + 1000)

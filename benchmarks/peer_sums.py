@@ -7,7 +7,6 @@ some numbers of rows.
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 
@@ -55,7 +54,6 @@ def time_us(run: Callable[[int], object]) -> float:
 
 def run_rank(rank: int, store: str, hidden: int) -> None:
     """Measure beside the other rank; the first one prints."""
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, device_id=device)

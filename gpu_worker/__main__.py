@@ -40,8 +40,6 @@ def main() -> int:
     if config.tensor_parallel_size > 1 and config.shares_host:
         # Ranks of one host talk over its loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # Memory that ranks share is written to one by one; setting up more than that fails on some hosts.
-        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # Importing torch takes seconds: wrong settings are refused before. Signals keep their default action meanwhile,
     # because C code that imports modules swallows whatever a handler raises.
     from gpu_worker.device import obstacle_to_device  # noqa: PLC0415

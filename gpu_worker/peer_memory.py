@@ -4,6 +4,7 @@ NCCL's all-reduce of a decode step's few rows is latency alone, and a kernel mor
 """
 
 import logging
+import os
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,8 @@ def open_peer_memory(
 
 
 def _open(parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device) -> PeerMemory:
+    # Ranks write to one another one by one; setting up more than that fails on some hosts.
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # Not every build of torch has it.
     from torch.distributed import _symmetric_memory as symmetric_memory  # noqa: PLC0415
 

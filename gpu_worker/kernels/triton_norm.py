@@ -6,7 +6,7 @@ Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", equation 4. 
 import torch
 import triton.language as tl
 
-from gpu_worker.kernels.triton_jit import check_contiguous, kernel, row_shape, wait_for_inputs
+from gpu_worker.kernels.triton_jit import check_contiguous, device_function, kernel, row_shape, wait_for_inputs
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, overlap: bool) -> torch.Tensor:
@@ -68,5 +68,19 @@ def _norm_kernel(
     if ADD:
         x += tl.load(residual_ptr + row, mask=inside, other=0.0)
         tl.store(residual_ptr + row, x, mask=inside)
+    store_normed(out_ptr, row, inside, x, weight, eps, SIZE)
+
+
+@device_function
+def store_normed(
+    out_ptr: tl.tensor,
+    place: tl.tensor,
+    inside: tl.tensor,
+    x: tl.tensor,
+    weight: tl.tensor,
+    eps: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """Normalise a row of SIZE elements, the others 0, and write it at its place."""
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / SIZE + eps)
-    tl.store(out_ptr + row, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + place, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)

@@ -4,14 +4,13 @@ One program has the same rows on every rank. It writes its rank's part of them i
 what they write into its own until nothing is absent: there are no flags, so nobody waits until what was written before
 a flag has arrived. There are no more programs than run at a time, and all write before they wait, so that no rank waits
 for a program that waits for room. All ranks add in the order of ranks, so that they get the same bits.
-
-Source of the norm: Zhang and Sennrich, "Root Mean Square Layer Normalization", equation 4.
 """
 
 import torch
 import triton.language as tl
 
 from gpu_worker.kernels.triton_jit import check_contiguous, device_function, kernel, row_shape, wait_for_inputs
+from gpu_worker.kernels.triton_norm import store_normed
 from gpu_worker.peer_memory import PeerMemory
 
 _BITS = {2: tl.int16, 4: tl.int32}
@@ -121,8 +120,7 @@ def _sum_norm_kernel(
                 sum_of_parts += bits.to(part_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
         total += sum_of_parts
         tl.store(residual_ptr + place, total, mask=inside)
-        scale = tl.rsqrt(tl.sum(total * total, axis=0) / SIZE + eps)
-        tl.store(out_ptr + place, (total * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+        store_normed(out_ptr, place, inside, total, weight, eps, SIZE)
 
 
 @device_function

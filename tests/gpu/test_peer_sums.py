@@ -1,6 +1,5 @@
 """GPUs that sum their parts in each other's memory, against NCCL and the torch reference, captured and replayed."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,6 @@ NUM_ROWS = (1, 7, 64, 300, part_shape(WORLD_SIZE, HIDDEN)[2], 5)
 
 def run_rank(rank: int, store: str, dtype: torch.dtype, results: torch.Tensor) -> None:
     warnings.simplefilter("ignore")
-    # As workers do.
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, device_id=device)

@@ -85,15 +85,15 @@ class Certificates:
     def _read(self) -> tuple[Any, ssl.SSLContext]:
         """The files' content for gRPC and for others, once OpenSSL finds that certificate and key fit."""
         contents = [_content(path) for path in self._files.paths]
-        context = self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        context = self._load()
         if contents != [_content(path) for path in self._files.paths]:
             raise _UnusableError("the files are being written")
         certificate, key, *client_ca = contents
         trusted = client_ca[0] if client_ca else None
         return grpc.ssl_server_certificate_configuration([(key, certificate)], trusted), context
 
-    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        files = self._files
+    def _load(self) -> ssl.SSLContext:
+        files, context = self._files, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # Without a password given OpenSSL would ask at the terminal for that of an encrypted key.
             context.load_cert_chain(files.certificate, files.key, password="")

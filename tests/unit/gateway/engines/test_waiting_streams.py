@@ -1,6 +1,7 @@
 """How long do streams wait for a scheduler, and what do they ask of the next one?"""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,16 +15,22 @@ from tests.fakes.tiny_model import byte_level_ids
 from tests.unit.gateway.test_stream import feed, stream_of, take
 
 
-def test_streams_wait_for_the_timeout_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 100.0
-    monkeypatch.setattr(waiting_streams.time, "monotonic", lambda: now_s)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Streams wait by its `now_s`."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(waiting_streams.time, "monotonic", lambda: clock.now_s)
+    return clock
+
+
+def test_streams_wait_for_the_timeout_in_order(clock: SimpleNamespace) -> None:
     waiting = WaitingStreams(5.0)
     first, second = stream_of(), stream_of()
     waiting.add(first)
-    now_s = 104.0
+    clock.now_s = 104.0
     waiting.add(second)
     assert (waiting.all(), waiting.overdue()) == ([first, second], [])
-    now_s = 105.0
+    clock.now_s = 105.0
     ((late, error),) = waiting.overdue()
     assert late is first
     assert isinstance(error, EngineUnavailableError)
@@ -33,27 +40,25 @@ def test_streams_wait_for_the_timeout_in_order(monkeypatch: pytest.MonkeyPatch) 
     assert (waiting.all(), waiting.overdue()) == ([second], [])
 
 
-def test_engines_that_are_lost_at_once_give_a_stream_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 100.0
-    monkeypatch.setattr(waiting_streams.time, "monotonic", lambda: now_s)
+def test_engines_that_are_lost_at_once_give_a_stream_no_more_time(clock: SimpleNamespace) -> None:
     waiting = WaitingStreams(5.0)
     stream, other = stream_of(), stream_of()
     waiting.add(stream)
-    now_s = 103.0
+    clock.now_s = 103.0
     waiting.take(stream)
     # Where it waits for its turn, it waits as long as it must.
-    now_s = 200.0
+    clock.now_s = 200.0
     waiting.add(other)
     waiting.add(stream)
     assert (waiting.all(), waiting.overdue()) == ([stream, other], [])
-    now_s = 202.0
+    clock.now_s = 202.0
     assert [late for late, _ in waiting.overdue()] == [stream]
     # A token is worth another wait.
     waiting.take(stream)
     stream.push(7)
     waiting.add(stream)
     assert waiting.overdue() == []
-    now_s = 205.0
+    clock.now_s = 205.0
     assert [late for late, _ in waiting.overdue()] == [other]
 
 

@@ -8,48 +8,21 @@ some numbers of rows.
 
 import argparse
 import tempfile
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from benchmarks.kernels import time_each_us
 from gpu_worker.kernels.select import select_kernels, select_peer_sum
 from gpu_worker.parallel import ParallelGroup
 
 WORLD_SIZE = 2
 DTYPE = torch.bfloat16
 EPS = 1e-6
-NUM_ROWS = (1, 8, 64, 128, 256, 512, 2048)
+NUM_ROWS = (1, 8, 64, 128, 256, 512, 2048, 8192)
 # As in a step of a model of 36 layers.
-SUMS_PER_GRAPH = 72
-REPLAYS = 5
-
-
-def time_us(run: Callable[[int], object]) -> float:
-    """Of each of the calls run(0), run(1), ..., captured together."""
-
-    def run_all() -> None:
-        for number in range(SUMS_PER_GRAPH):
-            run(number)
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run_all()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            run_all()
-        graph.replay()
-        torch.cuda.synchronize()
-        dist.barrier()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3 / (REPLAYS * SUMS_PER_GRAPH)
+SUMS_PER_STEP = 72
 
 
 def run_rank(rank: int, store: str, hidden: int) -> None:
@@ -58,16 +31,20 @@ def run_rank(rank: int, store: str, hidden: int) -> None:
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, device_id=device)
     parallel, kernels = ParallelGroup(rank, WORLD_SIZE), select_kernels(device, None)
-    peer_sum = select_peer_sum(parallel, hidden, DTYPE, device, shares_host=True)
+    peer_sum = select_peer_sum(parallel, max(NUM_ROWS), hidden, DTYPE, device, shares_host=True)
     assert peer_sum is not None, "these GPUs cannot write into each other's memory"
     weight = torch.ones(hidden, device=device, dtype=DTYPE)
     for num_rows in NUM_ROWS:
         part = torch.randn(num_rows, hidden, device=device).to(DTYPE)
         residual = torch.zeros(num_rows, hidden, device=device)
-        nccl_us = time_us(
-            lambda _, x=part, y=residual: kernels.add_rms_norm(parallel.all_reduce(x), y, weight, EPS)  # type: ignore[misc]
+        nccl_us = time_each_us(
+            lambda _, x=part, y=residual: kernels.add_rms_norm(parallel.all_reduce(x), y, weight, EPS),  # type: ignore[misc]
+            range(SUMS_PER_STEP),
         )
-        peer_us = time_us(lambda number, x=part, y=residual: peer_sum(x, y, weight, EPS, number % 2))  # type: ignore[misc]
+        peer_us = time_each_us(
+            lambda number, x=part, y=residual: peer_sum(x, y, weight, EPS, number % 2),  # type: ignore[misc]
+            range(SUMS_PER_STEP),
+        )
         if rank == 0:
             print(
                 f"{num_rows:5d} rows   NCCL, then the norm {nccl_us:6.1f} us   one launch {peer_us:6.1f} us", flush=True

@@ -188,7 +188,14 @@ class ModelRunner:
         kernels = select_kernels(device, native)
         shape = AttentionShape.of_rank(config, self._parallel, dtype)
         attention = select_backend(settings.attention_backend, shape, engine.block_size, device, native)
-        peer_sum = select_peer_sum(self._parallel, config.hidden_size, dtype, device, shares_host=settings.shares_host)
+        peer_sum = select_peer_sum(
+            self._parallel,
+            engine.max_num_batched_tokens,
+            config.hidden_size,
+            dtype,
+            device,
+            shares_host=settings.shares_host,
+        )
         with (
             explaining_memory("the weights were loaded", device),
             compiling_kernels(device, config, self._parallel, dtype, engine.block_size),

@@ -19,7 +19,7 @@ _SLOTS = 2
 _MAX_WORLD_SIZE = 8
 # Of more rows, NCCL's rings move fewer bytes; but not between two.
 _MAX_ROWS = 256
-_MAX_ROWS_OF_TWO = 2048
+_MAX_ROWS_OF_TWO = 8192
 # All bits of an element that is still to come: a NaN that no rank writes.
 _ABSENT = -1
 _BITS = {2: torch.int16, 4: torch.int32}
@@ -60,9 +60,9 @@ class PeerMemory:
         return len(rows) <= self.max_rows and rows.shape[1] == self.parts.shape[3] and rows.dtype == self.parts.dtype
 
 
-def part_shape(world_size: int, hidden: int) -> tuple[int, int, int, int]:
-    """Of PeerMemory.parts."""
-    return (_SLOTS, world_size, _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS, hidden)
+def part_shape(world_size: int, max_tokens: int, hidden: int) -> tuple[int, int, int, int]:
+    """Of PeerMemory.parts, for steps of up to max_tokens."""
+    return (_SLOTS, world_size, min(max_tokens, _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS), hidden)
 
 
 def clear(parts: torch.Tensor) -> torch.Tensor:
@@ -72,14 +72,17 @@ def clear(parts: torch.Tensor) -> torch.Tensor:
 
 
 def open_peer_memory(
-    parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device
+    parallel: ParallelGroup, max_tokens: int, hidden: int, dtype: torch.dtype, device: torch.device
 ) -> PeerMemory | None:
-    """Called by all ranks together. None: there is one rank, or their GPUs cannot write into each other's memory."""
+    """For steps of up to max_tokens, called by all ranks together.
+
+    None: there is one rank, or their GPUs cannot write into each other's memory.
+    """
     if device.type != "cuda" or not 1 < parallel.world_size <= _MAX_WORLD_SIZE:
         return None
     memory, obstacle = None, ""
     try:
-        memory = _open(parallel, hidden, dtype, device)
+        memory = _open(parallel, part_shape(parallel.world_size, max_tokens, hidden), dtype, device)
     except (ImportError, RuntimeError) as error:
         obstacle = first_line(error)
     # All do the same, or none; and nobody writes what is still to be cleared.
@@ -90,14 +93,13 @@ def open_peer_memory(
     return memory
 
 
-def _open(parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device) -> PeerMemory:
+def _open(parallel: ParallelGroup, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerMemory:
     # Ranks write to one another one by one; setting up more than that fails on some hosts.
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     # Not every build of torch has it.
     from torch.distributed import _symmetric_memory as symmetric_memory  # noqa: PLC0415
 
     assert dist.group.WORLD is not None
-    shape = part_shape(parallel.world_size, hidden)
     parts = clear(symmetric_memory.empty(*shape, dtype=dtype, device=device))
     handle = symmetric_memory.rendezvous(parts, dist.group.WORLD.group_name)
     addresses = tuple(handle.get_buffer(rank, shape, dtype).data_ptr() for rank in range(parallel.world_size))

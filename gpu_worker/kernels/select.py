@@ -71,12 +71,21 @@ def select_kernels(device: torch.device, native: ctypes.CDLL | None) -> Kernels:
 
 
 def select_peer_sum(
-    parallel: ParallelGroup, hidden: int, dtype: torch.dtype, device: torch.device, *, shares_host: bool
+    parallel: ParallelGroup,
+    max_tokens: int,
+    hidden: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    shares_host: bool,
 ) -> "PeerSum | None":
-    """How ranks sum rows, called by all of them together; None: by collective calls alone."""
+    """How ranks sum rows, in steps of up to max_tokens; called by all of them together.
+
+    None: by collective calls alone.
+    """
     if not shares_host or obstacle_to_triton(device) is not None:
         return None
-    memory = open_peer_memory(parallel, hidden, dtype, device)
+    memory = open_peer_memory(parallel, max_tokens, hidden, dtype, device)
     if memory is None:
         return None
     from gpu_worker.kernels.triton_jit import can_overlap, multiprocessors  # noqa: PLC0415

@@ -2,8 +2,9 @@
 
 One program has the same rows on every rank. It writes its rank's part of them into the memory of all others, and reads
 what they write into its own until nothing is absent: there are no flags, so nobody waits until what was written before
-a flag has arrived. There are no more programs than run at a time, and all write before they wait, so that no rank waits
-for a program that waits for room. All ranks add in the order of ranks, so that they get the same bits.
+a flag has arrived. It writes one row ahead of the one that it waits for, so that the links between the GPUs and their
+memory are busy at the same time. There are no more programs than run at a time, so that no rank waits for a program
+that waits for room. All ranks add in the order of ranks, so that they get the same bits.
 """
 
 import torch
@@ -99,28 +100,32 @@ def _sum_norm_kernel(
     inside = columns < SIZE
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
-    for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        part = tl.load(part_ptr + row * SIZE + columns, mask=inside, other=0.0)
-        # A NaN that reads as absent becomes another one.
-        bits = part.to(BITS, bitcast=True)
-        bits = tl.where(bits == -1, bits ^ (-1 << (BITS.primitive_bitwidth - 1)), bits)
-        for other in tl.static_range(WORLD):
-            if other != RANK:
-                tl.store(_part_of(addresses[other], RANK, row, slot, BITS, WORLD, ROWS, SIZE) + columns, bits, inside)
-    for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        place = row * SIZE + columns
-        own = tl.load(part_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        total = tl.load(residual_ptr + place, mask=inside, other=0.0)
-        sum_of_parts = tl.zeros((BLOCK,), tl.float32)
-        for rank in tl.static_range(WORLD):
-            if rank == RANK:
-                sum_of_parts += own
-            else:
-                bits = _take(_part_of(addresses[RANK], rank, row, slot, BITS, WORLD, ROWS, SIZE) + columns, inside)
-                sum_of_parts += bits.to(part_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
-        total += sum_of_parts
-        tl.store(residual_ptr + place, total, mask=inside)
-        store_normed(out_ptr, place, inside, total, weight, eps, SIZE)
+    step = tl.num_programs(0)
+    for ahead in range(tl.program_id(0), num_rows + step, step):
+        if ahead < num_rows:
+            part = tl.load(part_ptr + ahead * SIZE + columns, mask=inside, other=0.0)
+            # A NaN that reads as absent becomes another one.
+            bits = part.to(BITS, bitcast=True)
+            bits = tl.where(bits == -1, bits ^ (-1 << (BITS.primitive_bitwidth - 1)), bits)
+            for other in tl.static_range(WORLD):
+                if other != RANK:
+                    theirs = _part_of(addresses[other], RANK, ahead, slot, BITS, WORLD, ROWS, SIZE)
+                    tl.store(theirs + columns, bits, inside)
+        row = ahead - step
+        if row >= 0:
+            place = row * SIZE + columns
+            own = tl.load(part_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            total = tl.load(residual_ptr + place, mask=inside, other=0.0)
+            sum_of_parts = tl.zeros((BLOCK,), tl.float32)
+            for rank in tl.static_range(WORLD):
+                if rank == RANK:
+                    sum_of_parts += own
+                else:
+                    bits = _take(_part_of(addresses[RANK], rank, row, slot, BITS, WORLD, ROWS, SIZE) + columns, inside)
+                    sum_of_parts += bits.to(part_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
+            total += sum_of_parts
+            tl.store(residual_ptr + place, total, mask=inside)
+            store_normed(out_ptr, place, inside, total, weight, eps, SIZE)
 
 
 @device_function

@@ -98,7 +98,10 @@ def _undisturbed(service: ChaosService, requests: Sequence[Request], result: Res
     wave = Wave(requests, service.client)
     wave.close()
     expected = [progress.whole or Whole([], "") for progress in wave.progress]
-    golden = [Whole(request.golden or got.token_ids, got.text) for request, got in zip(requests, expected, strict=True)]
+    golden = [
+        Whole([*request.golden, *got.token_ids[len(request.golden) :]], got.text)
+        for request, got in zip(requests, expected, strict=True)
+    ]
     result.wrong += [f"undisturbed: {line}" for line in differences(requests, wave.progress, golden)]
     return expected
 

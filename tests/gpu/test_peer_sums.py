@@ -12,7 +12,6 @@ import torch.multiprocessing as multiprocessing
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.kernels.select import select_peer_sum
 from gpu_worker.parallel import ParallelGroup
-from gpu_worker.peer_memory import part_shape
 
 if TYPE_CHECKING:
     from gpu_worker.kernels.triton_sum_norm import PeerSum
@@ -22,9 +21,9 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs"),
 ]
 
-WORLD_SIZE, HIDDEN, EPS = 2, 4096, 1e-6
+WORLD_SIZE, MAX_TOKENS, HIDDEN, EPS = 2, 5000, 4096, 1e-6
 NUM_REPLAYS = 30
-NUM_ROWS = (1, 7, 64, 300, part_shape(WORLD_SIZE, HIDDEN)[2], 5)
+NUM_ROWS = (1, 7, 64, 300, 2048, MAX_TOKENS, 5)
 
 
 def run_rank(rank: int, store: str, dtype: torch.dtype, results: torch.Tensor) -> None:
@@ -32,7 +31,7 @@ def run_rank(rank: int, store: str, dtype: torch.dtype, results: torch.Tensor) -
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=WORLD_SIZE, device_id=device)
-    peer_sum = select_peer_sum(ParallelGroup(rank, WORLD_SIZE), HIDDEN, dtype, device, shares_host=True)
+    peer_sum = select_peer_sum(ParallelGroup(rank, WORLD_SIZE), MAX_TOKENS, HIDDEN, dtype, device, shares_host=True)
     assert peer_sum is not None
     weight = torch.rand(HIDDEN, device=device, generator=torch.Generator(device).manual_seed(7)).to(dtype)
     for number, num_rows in enumerate(NUM_ROWS):

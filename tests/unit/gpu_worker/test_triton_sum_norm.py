@@ -12,7 +12,7 @@ from gpu_worker.peer_memory import PeerMemory, clear, part_shape
 pytestmark = pytest.mark.skipif(cases.HAS_GPU, reason="GPUs write to GPUs: tests/gpu/test_peer_sums.py")
 
 WORLD_SIZE, HIDDEN, EPS = 3, 100, 1e-5
-# Some more than there are programs.
+# Some have several of them for each program.
 ROWS = (1, 70, 2, 66)
 
 
@@ -44,7 +44,7 @@ def run_rank_with_nan(rank: int, parts: list[torch.Tensor], results: torch.Tenso
 
 
 def test_ranks_get_the_sum_of_all_parts_added_and_normalised() -> None:
-    parts = [clear(torch.empty(part_shape(WORLD_SIZE, HIDDEN))).share_memory_() for _ in range(WORLD_SIZE)]
+    parts = [clear(torch.empty(part_shape(WORLD_SIZE, max(ROWS), HIDDEN))).share_memory_() for _ in range(WORLD_SIZE)]
     results = torch.full((WORLD_SIZE, len(ROWS), 2, max(ROWS), HIDDEN), torch.nan).share_memory_()
     multiprocessing.spawn(run_rank, (parts, results), nprocs=WORLD_SIZE)
     cases_of_ranks = [inputs(rank) for rank in range(WORLD_SIZE)]
@@ -62,7 +62,7 @@ def test_ranks_get_the_sum_of_all_parts_added_and_normalised() -> None:
 
 
 def test_a_nan_arrives_whatever_its_bits() -> None:
-    parts = [clear(torch.empty(part_shape(WORLD_SIZE, HIDDEN))).share_memory_() for _ in range(WORLD_SIZE)]
+    parts = [clear(torch.empty(part_shape(WORLD_SIZE, max(ROWS), HIDDEN))).share_memory_() for _ in range(WORLD_SIZE)]
     results = torch.zeros(WORLD_SIZE, 1, HIDDEN).share_memory_()
     multiprocessing.spawn(run_rank_with_nan, (parts, results), nprocs=WORLD_SIZE)
     assert results.isnan().all()

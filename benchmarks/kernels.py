@@ -4,7 +4,7 @@ Prints one table: kernel, shape, microseconds, floor, their ratio, and what is m
 ceilings are measured first, a copy and a matrix product. Everything is timed as it is served, in a captured graph, over
 enough layers that caches do not help; `step` is a whole decode step of the Qwen3-0.6B shape on random weights.
 
-    python -m benchmarks.kernels [--only attention,fused,linear,sampling,step]
+    python -m benchmarks.kernels [--only attention,fused,linear,product,sampling,step]
 """
 
 import argparse
@@ -22,6 +22,7 @@ from gpu_worker.attention.backend import AttentionMetadata, AttentionParams
 from gpu_worker.attention.triton_backend import TritonAttention
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
+from gpu_worker.kernels.triton_product import product, product_tiles
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 
 DEVICE = torch.device("cuda")
@@ -241,6 +242,27 @@ def measure_linear(ceilings: Ceilings) -> list[Measurement]:
     return rows
 
 
+def measure_products(ceilings: Ceilings) -> list[Measurement]:
+    """The deterministic mode's products, by each tile, and what torch takes for the same."""
+    rows = []
+    for size, outputs in ((1024, 4096), (2048, 1024), (1024, 6144), (3072, 1024), (4096, 24576), (12288, 4096)):
+        num_bytes = 2 * size * outputs
+        weights = [rand(outputs, size) for _ in range(max(2, ROTATED_BYTES // num_bytes))]
+        for tokens in (1, 64, 128, 256, 2048):
+            x = rand(tokens, size)
+            ways: dict[str, Callable[[torch.Tensor], object]] = {"product (torch)": partial(F.linear, x)}
+            for tile in product_tiles(x.itemsize, DEVICE):
+                run = partial(product, x, bias=None, overlap=True, tile=tile)
+                ways[f"product {tile.rows}x{tile.outputs}"] = run
+            num_flops = 2 * tokens * size * outputs
+            floor_us = max(num_bytes / ceilings.bytes_per_us, num_flops / ceilings.flops_per_us)
+            for name, run in ways.items():
+                us = time_each_us(run, weights)
+                shape = f"{tokens} x {size} -> {outputs}"
+                rows.append(Measurement(name, shape, us, floor_us, f"{num_flops / us / 1e6:.0f} TFLOP/s"))
+    return rows
+
+
 def make_sampling(rows: int, temperature: float, top_k: int, top_p: float, min_p: float) -> DeviceSampling:
     def full(value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((rows,), value, device=DEVICE, dtype=dtype)
@@ -347,6 +369,7 @@ PARTS = {
     "attention": measure_attention,
     "fused": measure_fused,
     "linear": measure_linear,
+    "product": measure_products,
     "sampling": measure_sampling,
     "step": measure_step,
 }

@@ -108,6 +108,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--enforce-eager", action=argparse.BooleanOptionalAction, default=False, help="capture no CUDA graphs"
     )
+    parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="on a GPU, compute the same of a token whatever its batch is (slower; on a CPU it is so anyway)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
     parser.add_argument(
         "--curve-keys", type=Path, metavar="DIR", help="keys for a scheduler that is reached over a network"
@@ -142,6 +148,7 @@ def _config(arguments: argparse.Namespace) -> WorkerConfig:
         cpu_memory_gib=arguments.cpu_memory_gib,
         load_format=arguments.load_format,
         enforce_eager=arguments.enforce_eager,
+        deterministic=arguments.deterministic,
         seed=arguments.seed,
         distributed_address=arguments.distributed_address,
         distributed_timeout_s=arguments.distributed_timeout_s,

@@ -185,9 +185,12 @@ class ModelRunner:
         dtype = _choose_dtype(settings.dtype, device)
         config = read_config(settings.model, engine.max_model_len)
         native = find_native(device, settings.cache_dir)
-        kernels = select_kernels(device, native)
+        deterministic = settings.deterministic
+        kernels = select_kernels(device, native, deterministic=deterministic)
         shape = AttentionShape.of_rank(config, self._parallel, dtype)
-        attention = select_backend(settings.attention_backend, shape, engine.block_size, device, native)
+        attention = select_backend(
+            settings.attention_backend, shape, engine.block_size, device, native, deterministic=deterministic
+        )
         peer_sum = select_peer_sum(
             self._parallel,
             engine.max_num_batched_tokens,
@@ -198,7 +201,7 @@ class ModelRunner:
         )
         with (
             explaining_memory("the weights were loaded", device),
-            compiling_kernels(device, config, self._parallel, dtype, engine.block_size),
+            compiling_kernels(device, config, self._parallel, dtype, engine.block_size, deterministic=deterministic),
         ):
             model = load_model(
                 settings.model,
@@ -212,6 +215,7 @@ class ModelRunner:
                 on_progress=lambda done, total: on_progress("loading weights", done, total),
                 native=native,
                 peer_sum=peer_sum,
+                deterministic=deterministic,
             )
         on_progress("measuring memory", 0, 0)
         cache = CacheShape(config.num_layers, engine.block_size, model.num_kv_heads, config.head_dim, model.dtype)

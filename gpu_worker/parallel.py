@@ -48,6 +48,13 @@ class ParallelGroup:
                 dist.all_reduce(x)
         return x
 
+    def sum_in_order(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum x over all ranks in their order, so that a row's bits do not depend on the rows beside it: in float32."""
+        if self.world_size == 1:
+            return x
+        first, *others = self._gather_parts(x).float().unbind()
+        return sum(others, first)
+
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
         """Take the largest of all ranks, element by element, in place; every rank gets it."""
         if self.world_size > 1:
@@ -66,11 +73,15 @@ class ParallelGroup:
         """Put all ranks' matrices side by side: [rows, columns] -> [rows, world_size * columns]."""
         if self.world_size == 1:
             return x
+        return self._gather_parts(x).transpose(0, 1).reshape(x.shape[0], -1)
+
+    def _gather_parts(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, columns] of each rank -> [world_size, rows, columns]."""
         rows, columns = x.shape
         parts = x.new_empty((self.world_size * rows, columns))
         with _explained():
             _gather(parts, x.contiguous())
-        return parts.view(self.world_size, rows, columns).transpose(0, 1).reshape(rows, -1)
+        return parts.view(self.world_size, rows, columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def load_model(
     on_progress: Callable[[int, int], None],
     native: ctypes.CDLL | None = None,
     peer_sum: "PeerSum | None" = None,
+    deterministic: bool = False,
 ) -> DecoderModel:
     """Load this rank's part of a model, tensor by tensor: memory peaks at the model and one tensor.
 
@@ -78,15 +79,16 @@ def load_model(
         load_format: "auto" reads the checkpoint, "dummy" makes random weights of the same shape.
         on_progress: called with bytes done and bytes in all.
         native: the C kernels for a CPU, None where there are none.
-        peer_sum: how ranks sum few rows, None where they do so by collective calls alone.
+        peer_sum: how ranks sum rows, None where they do so by collective calls alone.
+        deterministic: compute the same of a token whatever its batch is.
 
     Raises:
         ModelLoadError: see its message.
     """
     started = time.monotonic()
-    method = select_linear_method(device, dtype, native)
+    method = select_linear_method(device, dtype, native, deterministic=deterministic)
     source = ProgressSource(_open(path, config, load_format, device, method.weight_dtype), on_progress)
-    context = LayerContext(source, kernels, attention, parallel, method, device, peer_sum)
+    context = LayerContext(source, kernels, attention, parallel, method, device, peer_sum, deterministic)
     with torch.inference_mode():
         model = DecoderModel(config, context)
     source.finish()

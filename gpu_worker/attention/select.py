@@ -16,6 +16,8 @@ from gpu_worker.parallel import ParallelGroup, split_heads
 
 logger = logging.getLogger(__name__)
 
+_NOT_DETERMINISTIC = "what a token gets depends on its batch, and --deterministic was asked for"
+
 
 class AttentionBackendError(Exception):
     """The backend that was asked for cannot run here; the message says why."""
@@ -39,22 +41,31 @@ class AttentionShape:
 
 
 def select_backend(
-    name: str, shape: AttentionShape, block_size: int, device: torch.device, native: ctypes.CDLL | None
+    name: str,
+    shape: AttentionShape,
+    block_size: int,
+    device: torch.device,
+    native: ctypes.CDLL | None,
+    *,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """The backend of that name; "auto" is the fastest that can run: the first below that meets no obstacle.
 
     Args:
         block_size: tokens in a KV block.
         native: the C kernels, None where there are none.
+        deterministic: give a token the same bits in any batch.
 
     Raises:
-        AttentionBackendError: the backend that was asked for by name cannot run.
+        AttentionBackendError: the backend that was asked for by name cannot run, or is not deterministic.
     """
     obstacles = {
         "triton": obstacle_to_triton(device),
         "flash_attn": obstacle_to_flash_attention(device, block_size, shape.dtype),
         "cpu": _obstacle_to_cpu(device, shape.head_dim, native),
     }
+    if deterministic:
+        obstacles["flash_attn"] = obstacles["flash_attn"] or _NOT_DETERMINISTIC
     if obstacles.get(name) is not None:
         raise AttentionBackendError(
             f"attention backend {name!r} cannot run: {obstacles[name]}; use --attention-backend auto or torch"
@@ -66,8 +77,10 @@ def select_backend(
         name = fastest
     else:
         logger.info("attention backend chosen backend=%s reason=asked for", name)
+    if deterministic and name == "torch":
+        raise AttentionBackendError(f"attention backend 'torch' cannot run: {_NOT_DETERMINISTIC}")
     if name == "triton":
-        return _triton(shape, device)
+        return _triton(shape, device, deterministic)
     if name == "flash_attn":
         return FlashAttention()
     if name == "cpu":
@@ -76,10 +89,11 @@ def select_backend(
     return TorchAttention()
 
 
-def _triton(shape: AttentionShape, device: torch.device) -> AttentionBackend:
+def _triton(shape: AttentionShape, device: torch.device, deterministic: bool) -> AttentionBackend:
     from gpu_worker.attention.triton_backend import TritonAttention  # noqa: PLC0415 - triton need not be installed
 
-    return TritonAttention(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.windows, shape.dtype, device)
+    heads = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    return TritonAttention(*heads, shape.windows, shape.dtype, device, deterministic)
 
 
 def _obstacle_to_cpu(device: torch.device, head_dim: int, native: ctypes.CDLL | None) -> str | None:

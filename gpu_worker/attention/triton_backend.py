@@ -20,6 +20,9 @@ _PREFILLS_PER_MULTIPROCESSOR = 2
 class TritonAttention:
     """Sequences that compute one token and those that compute several go through a kernel each.
 
+    In deterministic mode all go through that for several, with tiles of one shape: a token's result is the same to the
+    bit whether it is computed alone or in a chunk of any size.
+
     `prepare` must run once per step batch before the first layer, on the same stream.
     """
 
@@ -33,16 +36,19 @@ class TritonAttention:
         windows: frozenset[int | None],
         dtype: torch.dtype,
         device: torch.device,
+        deterministic: bool = False,
     ) -> None:
         """Fix the shapes.
 
         Args:
             num_heads, num_kv_heads: of this rank.
             windows: the sliding windows that layers of the model have; None stands for full attention.
+            deterministic: give a token the same bits in any batch.
         """
         group = num_heads // num_kv_heads
         self._shape = (num_heads, num_kv_heads, head_dim, dtype.itemsize)
         self._windows = windows
+        self._deterministic = deterministic
         self._num_prefill_slots = multiprocessors(device) * _PREFILLS_PER_MULTIPROCESSOR
         self._overlap = can_overlap(device)
         self._decode_tile = choose_decode_tile(head_dim, dtype.itemsize, group, shared_bytes(device))
@@ -66,16 +72,18 @@ class TritonAttention:
         num_heads, num_kv_heads, head_dim, itemsize = self._shape
         self._decode_plans = {}
         self._prefill_plan = None
-        if metadata.num_decodes > 0:
+        if metadata.num_decodes > 0 and not self._deterministic:
             self._decode_plans = {
                 window: plan_decode(query_start, seq_lens, window, num_kv_heads, self._num_decode_slots)
                 for window in self._windows
             }
-        if metadata.max_query_len > 1:
+        if metadata.max_query_len > 1 or self._deterministic:
             num_tokens, group = metadata.slot_mapping.shape[0], num_heads // num_kv_heads
-            tile = choose_prefill_tile(head_dim, itemsize, num_tokens * num_heads, group, self._num_prefill_slots)
-            items = plan_prefill(query_start, seq_lens, num_tokens, tile.tokens(group))
-            self._prefill_plan = PrefillPlan(items, tile)
+            num_rows = 0 if self._deterministic else num_tokens * num_heads
+            tile = choose_prefill_tile(head_dim, itemsize, num_rows, group, self._num_prefill_slots)
+            min_queries = 1 if self._deterministic else 2
+            items = plan_prefill(query_start, seq_lens, num_tokens, tile.tokens(group), min_queries)
+            self._prefill_plan = PrefillPlan(items, tile, masks_all=self._deterministic)
         self._prepared = metadata
 
     def forward(

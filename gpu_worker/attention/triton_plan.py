@@ -89,13 +89,17 @@ def max_decode_items(num_seqs: int, num_kv_heads: int, num_slots: int) -> int:
     return num_seqs + -(-num_slots * 8 // (num_kv_heads * _SHARE_EIGHTHS))
 
 
-def plan_prefill(query_start: torch.Tensor, seq_lens: torch.Tensor, num_tokens: int, tile_tokens: int) -> torch.Tensor:
+def plan_prefill(
+    query_start: torch.Tensor, seq_lens: torch.Tensor, num_tokens: int, tile_tokens: int, min_queries: int = 2
+) -> torch.Tensor:
     """Cut the queries of the sequences that compute several tokens into tiles of `tile_tokens`: [max_items, 2] int32.
 
-    query_start: [num_seqs + 1] int32, seq_lens: [num_seqs] int32.
+    Args:
+        query_start: [num_seqs + 1] int32, seq_lens: [num_seqs] int32.
+        min_queries: with 1 those that compute one token get a tile too.
     """
     num_seqs = seq_lens.shape[0]
-    max_items = num_tokens // tile_tokens + min(num_seqs, num_tokens // 2)
+    max_items = num_tokens // tile_tokens + min(num_seqs, num_tokens // min_queries)
     items = seq_lens.new_empty((max_items, PREFILL_FIELDS.value))
     _plan_prefill_kernel[(num_seqs,)](
         query_start,
@@ -104,6 +108,7 @@ def plan_prefill(query_start: torch.Tensor, seq_lens: torch.Tensor, num_tokens: 
         num_seqs,
         max_items,
         TILE_TOKENS=tile_tokens,
+        MIN_QUERIES=min_queries,
         ROWS=_TILES_PER_STEP,
         COLUMNS=_MAX_COLUMNS,
     )
@@ -197,13 +202,15 @@ def _prefill_tiles(
     sequences: tl.tensor,
     num_seqs: int,
     TILE_TOKENS: tl.constexpr,
+    MIN_QUERIES: tl.constexpr,
 ) -> tl.tuple:
-    """How many keys lie before each sequence's queries, and its tiles; no tile where it computes fewer than two."""
+    """How many keys lie before each sequence's queries, and its tiles; none for too few queries, nor for padding."""
     real = sequences < num_seqs
     queries = tl.load(query_start_ptr + sequences + 1, mask=real, other=0)
     queries -= tl.load(query_start_ptr + sequences, mask=real, other=0)
-    context = tl.load(seq_lens_ptr + sequences, mask=real, other=0) - queries
-    return context, tl.where(queries > 1, (queries + TILE_TOKENS - 1) // TILE_TOKENS, 0)
+    seq_lens = tl.load(seq_lens_ptr + sequences, mask=real, other=0)
+    has_work = (queries >= MIN_QUERIES) & (seq_lens > 0)
+    return seq_lens - queries, tl.where(has_work, (queries + TILE_TOKENS - 1) // TILE_TOKENS, 0)
 
 
 @kernel("num_seqs", "max_items")
@@ -214,6 +221,7 @@ def _plan_prefill_kernel(
     num_seqs: int,
     max_items: int,
     TILE_TOKENS: tl.constexpr,
+    MIN_QUERIES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
@@ -223,7 +231,7 @@ def _plan_prefill_kernel(
     as much from ceil(...) - 1 on. query_start: [num_seqs + 1], seq_lens: [num_seqs].
     """
     own = tl.program_id(0)
-    context, num_tiles = _prefill_tiles(query_start_ptr, seq_lens_ptr, own, num_seqs, TILE_TOKENS)
+    context, num_tiles = _prefill_tiles(query_start_ptr, seq_lens_ptr, own, num_seqs, TILE_TOKENS, MIN_QUERIES)
     num_items = 0
     for first_tile in range(0, tl.maximum(num_tiles, 1), ROWS):
         tiles = first_tile + tl.arange(0, ROWS)
@@ -232,7 +240,7 @@ def _plan_prefill_kernel(
         num_items = 0
         for first in range(0, num_seqs, COLUMNS):
             others = first + tl.arange(0, COLUMNS)
-            contexts, counts = _prefill_tiles(query_start_ptr, seq_lens_ptr, others, num_seqs, TILE_TOKENS)
+            contexts, counts = _prefill_tiles(query_start_ptr, seq_lens_ptr, others, num_seqs, TILE_TOKENS, MIN_QUERIES)
             ahead = tl.maximum(work[:, None] - contexts[None, :], 0)
             more = counts[None, :] - ahead // TILE_TOKENS
             as_much = counts[None, :] - tl.maximum((ahead + TILE_TOKENS - 1) // TILE_TOKENS - 1, 0)

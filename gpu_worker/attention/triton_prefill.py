@@ -44,10 +44,14 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
-    """Work on the sequences that compute several tokens: items of plan_prefill, [max_items, 2] int32, for a tile."""
+    """Work on the sequences that compute several tokens: items of plan_prefill, [max_items, 2] int32, for a tile.
+
+    With `masks_all` a row's result does not depend on which others are in its tile: all keys take the same loop.
+    """
 
     items: torch.Tensor
     tile: PrefillTile
+    masks_all: bool = False
 
 
 def choose_prefill_tile(head_dim: int, itemsize: int, num_rows: int, group: int, num_slots: int) -> PrefillTile:
@@ -112,6 +116,7 @@ def prefill(
         STAGES=tile.stages,
         WINDOW=params.sliding_window or 0,
         SOFT_CAP=params.soft_cap is not None,
+        MASK_ALL=plan.masks_all,
         OVERLAP=overlap,
         num_warps=tile.warps,
         maxnreg=tile.max_registers,
@@ -144,6 +149,7 @@ def _prefill_kernel(
     STAGES: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
+    MASK_ALL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
     """See prefill. Keys a tile sees, by position:
@@ -175,6 +181,8 @@ def _prefill_kernel(
         if WINDOW > 0:
             first_key = tl.maximum(context + first_token - WINDOW + 1, 0) // KEYS * KEYS
             all_see = first_key
+        elif MASK_ALL:
+            all_see = 0
         else:
             all_see = (context + first_token + 1) // KEYS * KEYS
         table = tables_ptr + sequence.to(tl.int64) * table_stride

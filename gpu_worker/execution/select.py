@@ -40,6 +40,7 @@ def select_executor(
     from gpu_worker.execution.graphs import GraphSizes  # noqa: PLC0415
     from gpu_worker.kernels.triton_kernels import TritonKernels  # noqa: PLC0415
 
+    assert isinstance(kernels, TritonKernels)
     sizes = None if enforce_eager else GraphSizes.up_to(slots.max_num_seqs, max_tokens)
     logger.info("executor chosen executor=captured graphs=%s", "none" if sizes is None else "all")
-    return CapturedExecutor(model, TritonKernels(device), slots, cache, max_tokens, sizes, device, trace)
+    return CapturedExecutor(model, kernels, slots, cache, max_tokens, sizes, device, trace)

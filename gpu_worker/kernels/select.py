@@ -52,14 +52,18 @@ def obstacle_to_triton(device: torch.device) -> str | None:
     return None
 
 
-def select_kernels(device: torch.device, native: ctypes.CDLL | None) -> Kernels:
-    """Triton kernels on a GPU and C kernels on a CPU where there are any, else the torch reference."""
+def select_kernels(device: torch.device, native: ctypes.CDLL | None, *, deterministic: bool = False) -> Kernels:
+    """Triton kernels on a GPU and C kernels on a CPU where there are any, else the torch reference.
+
+    Args:
+        deterministic: draw the same from a row whatever rows are beside it.
+    """
     kernels: Kernels
     obstacle = obstacle_to_triton(device)
     if obstacle is None:
         from gpu_worker.kernels.triton_kernels import TritonKernels  # noqa: PLC0415 - triton need not be installed
 
-        kernels = TritonKernels(device)
+        kernels = TritonKernels(device, deterministic)
     elif native is not None:
         kernels = CpuKernels(native)
     else:
@@ -96,7 +100,13 @@ def select_peer_sum(
 
 @contextmanager
 def compiling_kernels(
-    device: torch.device, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype, block_size: int
+    device: torch.device,
+    config: ModelConfig,
+    parallel: ParallelGroup,
+    dtype: torch.dtype,
+    block_size: int,
+    *,
+    deterministic: bool,
 ) -> Iterator[None]:
     """Compile what a model needs of Triton's kernels, if they can run, while the body does something else."""
     if obstacle_to_triton(device) is not None:
@@ -106,6 +116,7 @@ def compiling_kernels(
     from gpu_worker.kernels.triton_warm_up import KernelShapes, compile_kernels  # noqa: PLC0415
 
     with ThreadPoolExecutor(1, "compile", initializer=use_device, initargs=(device,)) as pool:
-        compiling = pool.submit(compile_kernels, KernelShapes.of_rank(config, parallel, dtype, block_size), device)
+        shapes = KernelShapes.of_rank(config, parallel, dtype, block_size, deterministic=deterministic)
+        compiling = pool.submit(compile_kernels, shapes, device)
         yield
         compiling.result()

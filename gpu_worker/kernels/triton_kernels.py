@@ -10,8 +10,13 @@ from gpu_worker.kernels.triton_sampling import DeviceSampling
 class TritonKernels:
     """See gpu_worker.kernels.interface.Kernels for shapes and meaning. All tensors are contiguous."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Where Triton interprets (on a CPU), nothing overlaps and logarithms are numpy's."""
+    def __init__(self, device: torch.device, deterministic: bool = False) -> None:
+        """Where Triton interprets (on a CPU), nothing overlaps and logarithms are numpy's.
+
+        Args:
+            deterministic: draw the same from a row whatever rows are beside it. All else does so anyway.
+        """
+        self._deterministic = deterministic
         self._overlap = can_overlap(device)
         self._fast = device.type == "cuda"
 
@@ -51,7 +56,7 @@ class TritonKernels:
 
     def sample(self, logits: torch.Tensor, sampling: DeviceSampling) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one token per row, and say which rows are finite; see triton_sampling.sample."""
-        return triton_sampling.sample(logits, sampling, self._fast, self._overlap)
+        return triton_sampling.sample(logits, sampling, self._fast, self._overlap, self._deterministic)
 
     def best_of_part(
         self, logits: torch.Tensor, sampling: DeviceSampling, first_token: int

@@ -28,6 +28,8 @@ _STAGES = 3
 _MAX_TILES_PER_PART = 16
 # Enough programs to fill a large GPU several times.
 _MANY_PROGRAMS = 1024
+# In deterministic mode, where the number of rows must not say in which order a row's weights are added up.
+_FIXED_TILES_PER_PART = 4
 _SCAN_WARPS = 4
 _CHOOSE_WARPS = 8
 
@@ -48,19 +50,22 @@ class DeviceSampling:
 
 
 def sample(
-    logits: torch.Tensor, sampling: DeviceSampling, fast: bool, overlap: bool
+    logits: torch.Tensor, sampling: DeviceSampling, fast: bool, overlap: bool, deterministic: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row.
 
     Args:
         logits: [num_sampled, vocab] float32, bfloat16 or float16.
+        deterministic: draw the same from a row whatever rows are beside it.
 
     Returns:
         Token ids, [num_sampled] int64, and whether all logits of a row are finite, [num_sampled] bool. Where they are
         not the token means nothing, but is one of the vocabulary.
     """
     rows, vocab = logits.shape
-    scan = _scan(logits, sampling, 0, fast, overlap)
+    num_tiles = -(-vocab // _TILE)
+    tiles_per_part = _FIXED_TILES_PER_PART if deterministic else _tiles_per_part(rows, num_tiles)
+    scan = _scan(logits, sampling, 0, tiles_per_part, fast, overlap)
     num_groups = scan.group_best.shape[1]
     group_list = logits.new_empty((rows, num_groups), dtype=torch.int32)
     candidates = logits.new_empty((rows, MAX_CANDIDATES.value), dtype=torch.float32)
@@ -86,7 +91,7 @@ def sample(
         vocab,
         scan.best.shape[1],
         num_groups,
-        PARTS_BLOCK=next_power_of_2(-(-vocab // _TILE)),
+        PARTS_BLOCK=next_power_of_2(num_tiles),
         GROUPS_BLOCK=next_power_of_2(num_groups),
         GROUP=_GROUP,
         FAST=fast,
@@ -110,7 +115,8 @@ def best_of_part(
         Each row's best value after noise, [num_sampled] float32, its token id, [num_sampled] int64, and whether all
         logits of a row are finite, [num_sampled] bool.
     """
-    scan = _scan(logits, sampling, first_token, fast, overlap)
+    rows, size = logits.shape
+    scan = _scan(logits, sampling, first_token, _tiles_per_part(rows, -(-size // _TILE)), fast, overlap)
     # Parts are in order of token ids, and the first of equals is taken.
     values, parts = scan.best[:, :, 0].max(dim=1)
     tokens = scan.token[:, :, 0].gather(1, parts[:, None])[:, 0] + first_token
@@ -126,13 +132,19 @@ class _Scan:
     group_best: torch.Tensor
 
 
-def _scan(logits: torch.Tensor, sampling: DeviceSampling, first_token: int, fast: bool, overlap: bool) -> _Scan:
+def _tiles_per_part(rows: int, num_tiles: int) -> int:
+    """As many as leave enough programs."""
+    return max(1, min(_MAX_TILES_PER_PART, rows * num_tiles // _MANY_PROGRAMS))
+
+
+def _scan(
+    logits: torch.Tensor, sampling: DeviceSampling, first_token: int, tiles_per_part: int, fast: bool, overlap: bool
+) -> _Scan:
     check_contiguous(logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
     check_contiguous(sampling.seeds, sampling.positions)
     assert first_token % 4 == 0
     rows, vocab = logits.shape
     num_tiles, num_groups = -(-vocab // _TILE), -(-vocab // _GROUP)
-    tiles_per_part = max(1, min(_MAX_TILES_PER_PART, rows * num_tiles // _MANY_PROGRAMS))
     num_parts = -(-num_tiles // tiles_per_part)
     part_best = logits.new_empty((rows, num_parts, 3), dtype=torch.float32)
     part_token = logits.new_empty((rows, num_parts, 2), dtype=torch.int32)

@@ -17,6 +17,7 @@ from gpu_worker.attention.triton_backend import TritonAttention
 from gpu_worker.kernels.triton_jit import can_overlap, use_device
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
+from gpu_worker.kernels.triton_product import product, product_tiles
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup, split, split_heads, split_vocab
@@ -29,7 +30,7 @@ _MAX_FEW_TOKENS = 8
 @dataclass(frozen=True, slots=True)
 class KernelShapes:
     """What compiled kernels depend on: this rank's sizes. `linear` and `head` hold (in_features, out_features);
-    `token_ids` is this rank's part of the vocabulary."""
+    `token_ids` is this rank's part of the vocabulary. In deterministic mode other kernels are needed."""
 
     num_heads: int
     num_kv_heads: int
@@ -46,10 +47,11 @@ class KernelShapes:
     head: tuple[int, int]
     params: frozenset[AttentionParams]
     dtype: torch.dtype
+    deterministic: bool = False
 
     @classmethod
     def of_rank(
-        cls, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype, block_size: int
+        cls, config: ModelConfig, parallel: ParallelGroup, dtype: torch.dtype, block_size: int, *, deterministic: bool
     ) -> "KernelShapes":
         """What one rank of a model needs."""
         rank, world_size, size = parallel.rank, parallel.world_size, config.head_dim
@@ -80,6 +82,7 @@ class KernelShapes:
             head=(config.hidden_size, len(token_ids)),
             params=frozenset(AttentionParams(size**-0.5, window) for window in config.sliding_window),
             dtype=dtype,
+            deterministic=deterministic,
         )
 
 
@@ -94,7 +97,7 @@ def compile_kernels(shapes: KernelShapes, device: torch.device) -> None:
 
 
 def _fused_launches(shapes: KernelShapes, device: torch.device) -> list[Callable[[], object]]:
-    kernels = TritonKernels(device)
+    kernels = TritonKernels(device, shapes.deterministic)
     size, heads = shapes.head_dim, shapes.num_heads + 2 * shapes.num_kv_heads
     x = torch.zeros(1, shapes.hidden, dtype=shapes.dtype, device=device)
     residual = torch.zeros(1, shapes.hidden, device=device)
@@ -128,13 +131,14 @@ def _attention_launches(shapes: KernelShapes, device: torch.device) -> list[Call
     def launch(num_tokens: int, num_decodes: int, params: AttentionParams) -> None:
         ints = torch.zeros(2, dtype=torch.int32, device=device)
         slots = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-        backend = TritonAttention(shapes.num_heads, shapes.num_kv_heads, shapes.head_dim, windows, shapes.dtype, device)
+        heads = shapes.num_heads, shapes.num_kv_heads, shapes.head_dim
+        backend = TritonAttention(*heads, windows, shapes.dtype, device, shapes.deterministic)
         metadata = AttentionMetadata(ints, ints[:1], ints[None, :], slots, num_decodes, num_tokens, 1)
         query = torch.zeros(num_tokens, shapes.num_heads, shapes.head_dim, dtype=shapes.dtype, device=device)
         backend.prepare(metadata)
         backend.forward(query, cache, metadata, params)
 
-    batches = ((1, 1), (2, 0), (many, 0))
+    batches = ((1, 1),) if shapes.deterministic else ((1, 1), (2, 0), (many, 0))
     return [partial(launch, *batch, params) for batch in batches for params in shapes.params]
 
 
@@ -142,6 +146,10 @@ def _linear_launches(shapes: KernelShapes, device: torch.device) -> list[Callabl
     def launch(size: int, outputs: int, out_dtype: torch.dtype, has_bias: bool) -> None:
         weight = torch.empty(outputs, size, dtype=shapes.dtype, device=device)
         bias = weight.new_empty(outputs) if has_bias else None
+        if shapes.deterministic:
+            for tile in product_tiles(shapes.dtype.itemsize, device):
+                product(weight.new_zeros(1, size), weight, bias, can_overlap(device), out_dtype, tile)
+            return
         for tokens in range(1, _MAX_FEW_TOKENS + 1):
             if is_fastest(tokens, weight):
                 linear(weight.new_zeros(tokens, size), weight, bias, can_overlap(device), out_dtype)

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
-    """Where weights come from and where they go, and what computes with them. `peer_sum` is there where ranks can sum
-    few rows in each other's memory."""
+    """Where weights come from and where they go, and what computes with them.
+
+    `peer_sum` is there where ranks can sum rows in each other's memory. With `deterministic` a row's bits must not
+    depend on the rows beside it.
+    """
 
     source: TensorSource
     kernels: Kernels
@@ -27,6 +30,7 @@ class LayerContext:
     method: LinearMethod
     device: torch.device
     peer_sum: "PeerSum | None" = None
+    deterministic: bool = False
 
     def read_vector(self, name: str, size: int) -> torch.Tensor:
         """A norm's weight, [size] in the compute dtype, the same on every rank."""

@@ -14,8 +14,8 @@ class SumAndNorm:
 
     def __init__(self, context: LayerContext, eps: float, slot: int) -> None:
         self._kernels = context.kernels
-        self._parallel = context.parallel
         self._peer_sum = context.peer_sum
+        self._sum = context.parallel.sum_in_order if context.deterministic else context.parallel.all_reduce
         self._eps = eps
         self._slot = slot
 
@@ -23,4 +23,4 @@ class SumAndNorm:
         """The normalised stream. part: this rank's, residual: float32, changed in place; all [num_tokens, hidden]."""
         if self._peer_sum is not None and self._peer_sum.takes(part):
             return self._peer_sum(part, residual, weight, self._eps, self._slot)
-        return self._kernels.add_rms_norm(self._parallel.all_reduce(part), residual, weight, self._eps)
+        return self._kernels.add_rms_norm(self._sum(part), residual, weight, self._eps)

@@ -13,18 +13,28 @@ from gpu_worker.quantization.onednn import OneDnnLinearMethod
 from gpu_worker.quantization.plain import PlainLinearMethod
 
 
-def select_linear_method(device: torch.device, dtype: torch.dtype, native: ctypes.CDLL | None) -> LinearMethod:
+def select_linear_method(
+    device: torch.device, dtype: torch.dtype, native: ctypes.CDLL | None, *, deterministic: bool = False
+) -> LinearMethod:
     """The fastest method that keeps weights in `dtype` on `device`. On a CPU activations are always float32.
 
     Args:
         native: the C kernels for a CPU, None where there are none.
+        deterministic: give a row the same bits whatever rows are beside it.
 
     Raises:
-        ModelLoadError: this CPU cannot do it, or not at a bearable speed.
+        ModelLoadError: this device cannot do it, or not at a bearable speed.
     """
     if device.type != "cpu":
-        if obstacle_to_triton(device) is not None:
+        obstacle = obstacle_to_triton(device)
+        if obstacle is not None:
+            if deterministic:
+                raise ModelLoadError(f"--deterministic needs Triton's kernels, and they cannot run: {obstacle}")
             return PlainLinearMethod(dtype)
+        if deterministic:
+            from gpu_worker.quantization.deterministic import DeterministicLinearMethod  # noqa: PLC0415 - the same
+
+            return DeterministicLinearMethod(device, dtype)
         from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415 - triton need not be installed
 
         return CudaLinearMethod(device, dtype)

@@ -55,6 +55,7 @@ ENGINE_FLAGS = (
         "attention-backend", _WORKER, str, "attention implementation", ("auto", "triton", "flash_attn", "torch", "cpu")
     ),
     EngineFlag("enforce-eager", _WORKER, bool, "capture no CUDA graphs on a GPU"),
+    EngineFlag("deterministic", _WORKER, bool, "the same tokens in any batch on a GPU too, more slowly"),
     EngineFlag("gpu-memory-utilization", _WORKER, float, "part of the GPU's memory to use"),
     EngineFlag("cpu-memory-gib", _WORKER, float, "memory for each rank's KV cache on CPU, in GiB"),
     EngineFlag("load-format", _WORKER, str, "dummy draws random weights", ("auto", "dummy")),

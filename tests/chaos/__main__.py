@@ -34,6 +34,7 @@ def main() -> int:
         options.gateways,
         options.seed,
         options.moments,
+        options.golden,
     )
     with tempfile.TemporaryDirectory(prefix="pagewire-chaos-") as folder:
         model = fetch_demo(cache, Path(folder) / "download", lambda stage, done, total: None)
@@ -86,6 +87,12 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--max-tokens", type=int, default=64, help="of each stream")
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
+    parser.add_argument(
+        "--golden",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the undisturbed tokens must be those of float32 (not with --dtype bfloat16)",
+    )
     _add_choice(parser, "--victims", VICTIMS)
     _add_choice(parser, "--moments", MOMENTS)
     return parser.parse_known_args()

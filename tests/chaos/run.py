@@ -39,7 +39,10 @@ _PAIRS = (*_PAIRS_OF_KINDS, "gateway+gateway")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much chaos. Each wave of streams sees every moment once: its prefill, then the others in any order."""
+    """How much chaos. Each wave of streams sees every moment once: its prefill, then the others in any order.
+
+    With `knows_golden` the undisturbed greedy streams must begin as those of transformers in float32 do.
+    """
 
     num_kills: int
     num_streams: int
@@ -48,6 +51,7 @@ class Plan:
     num_gateways: int = 2
     seed: int = 0
     moments: tuple[str, ...] = tuple(MOMENTS)
+    knows_golden: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def run_chaos(
 ) -> Result:
     """Run the requests once undisturbed, then in waves, while processes die, until there were enough kills."""
     result = Result()
-    requests = make_requests(plan.num_streams, plan.max_tokens)
+    requests = make_requests(plan.num_streams, plan.max_tokens, knows_golden=plan.knows_golden)
     service = ChaosService(model, folder / "run", plan.num_gateways, *_FLAGS, *flags)
     try:
         expected = _undisturbed(service, requests, result)

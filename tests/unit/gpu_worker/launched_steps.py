@@ -38,6 +38,7 @@ def run_prompts(
     device: str = "cpu",
     dtype: str = "float32",
     enforce_eager: bool = False,
+    deterministic: bool = False,
     before: list[list[int]] | None = None,
     **scheduling: object,
 ) -> Harness:
@@ -46,7 +47,16 @@ def run_prompts(
     Args:
         before: prompts whose blocks are in the prefix cache when the others come.
     """
-    settings = WorkerConfig(folder, "", CACHE_DIR, 1, device=device, dtype=dtype, enforce_eager=enforce_eager)
+    settings = WorkerConfig(
+        folder,
+        "",
+        CACHE_DIR,
+        1,
+        device=device,
+        dtype=dtype,
+        enforce_eager=enforce_eager,
+        deterministic=deterministic,
+    )
     runner = ModelRunner(settings)
     engine = EngineConfig(block_size, max_num_seqs, chunk, None, num_blocks)
     runner.allocate(runner.load(engine, lambda stage, done, total: None)[0], lambda stage, done, total: None)

@@ -20,7 +20,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(batch: cases.PagedBatch, params: AttentionParams) -> None:
-    assert cases.relative_error(batch.attend(params), batch.expected(params)) < 2e-6
+    for deterministic in (False, True):
+        assert cases.relative_error(batch.attend(params, deterministic), batch.expected(params)) < 2e-6
 
 
 @pytest.mark.parametrize(

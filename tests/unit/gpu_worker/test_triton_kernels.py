@@ -7,6 +7,7 @@ import tests.unit.gpu_worker.triton_cases as cases
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
+from gpu_worker.kernels.triton_product import product, product_tiles
 
 SHAPES = [(1, 1), (1, 7), (3, 64), (5, 100), (2, 576), (33, 577), (3, 1536)]
 REFERENCE = ReferenceKernels()
@@ -124,6 +125,17 @@ def test_linear_equals_reference(num_tokens: int, size: int, outputs: int, has_b
     bias = rand(outputs, dtype=half) if has_bias else None
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert cases.relative_error(linear(x, weight, bias, overlap=False), expected) < 2e-3
+
+
+@pytest.mark.parametrize("num_tokens", [1, 64, 65, 200])
+@pytest.mark.parametrize(("size", "outputs"), [(2, 1), (128, 32), (130, 33), (300, 257)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_product_equals_reference(num_tokens: int, size: int, outputs: int, dtype: torch.dtype) -> None:
+    x, weight, bias = rand(num_tokens, size, dtype=dtype), rand(outputs, size, dtype=dtype), rand(outputs, dtype=dtype)
+    expected = x.double() @ weight.double().T
+    for tile in (None, *product_tiles(x.itemsize, x.device)):
+        assert cases.relative_error(product(x, weight, None, False, torch.float32, tile), expected) < 3e-6
+        assert cases.relative_error(product(x, weight, bias, False, None, tile), expected + bias.double()) < 2e-3
 
 
 def test_linear_is_offered_for_few_rows_it_can_multiply() -> None:

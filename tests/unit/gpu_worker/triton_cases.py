@@ -87,14 +87,14 @@ class PagedBatch:
             max_seq_len=max(seq_len for _, seq_len in lengths),
         )
 
-    def backend(self, *windows: int | None) -> TritonAttention:
+    def backend(self, *windows: int | None, deterministic: bool = False) -> TritonAttention:
         """A backend for this batch's shapes."""
         heads, kv_heads, dim, dtype = self.shape
-        return TritonAttention(heads, kv_heads, dim, frozenset(windows), dtype, DEVICE)
+        return TritonAttention(heads, kv_heads, dim, frozenset(windows), dtype, DEVICE, deterministic)
 
-    def attend(self, params: AttentionParams) -> torch.Tensor:
+    def attend(self, params: AttentionParams, deterministic: bool = False) -> torch.Tensor:
         """What the Triton backend gives: [num_tokens, heads * dim]."""
-        backend = self.backend(params.sliding_window)
+        backend = self.backend(params.sliding_window, deterministic=deterministic)
         backend.prepare(self.metadata)
         return backend.forward(self.query, self.cache, self.metadata, params)
 

@@ -42,19 +42,29 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder
 
 
+FLOAT32 = ("--dtype", "float32")
+DETERMINISTIC = ("--dtype", "bfloat16", "--deterministic")
+
+
 def tokens_of(
     checkpoint: Path, folder: Path, num_ranks: int, samplings: list[Sampling], *flags: str
 ) -> list[list[int]]:
     draw = random.Random(0)
     prompts = [[draw.randrange(VOCAB) for _ in range(length)] for length in (1, 16, 17, 200)]
-    with engine(checkpoint, folder, num_ranks, "--device", "cuda", "--dtype", "float32", *flags) as running:
+    with engine(checkpoint, folder, num_ranks, "--device", "cuda", *flags) as running:
         return running.run(prompts, samplings, max_tokens=24)
 
 
 @pytest.mark.parametrize("flags", [[], ["--enforce-eager"]])
 def test_two_gpus_give_the_tokens_of_one(checkpoint: Path, tmp_path: Path, flags: list[str]) -> None:
-    alone = tokens_of(checkpoint, tmp_path / "1", 1, PLAIN + FILTERED)
-    assert tokens_of(checkpoint, tmp_path / "2", 2, PLAIN + FILTERED, *flags) == alone
-    assert tokens_of(checkpoint, tmp_path / "plain", 2, PLAIN, *flags) == [
+    alone = tokens_of(checkpoint, tmp_path / "1", 1, PLAIN + FILTERED, *FLOAT32)
+    assert tokens_of(checkpoint, tmp_path / "2", 2, PLAIN + FILTERED, *FLOAT32, *flags) == alone
+    assert tokens_of(checkpoint, tmp_path / "plain", 2, PLAIN, *FLOAT32, *flags) == [
         tokens for index, tokens in enumerate(alone) if index % 4 < 2
     ]
+
+
+def test_two_gpus_give_the_same_tokens_in_any_batch(checkpoint: Path, tmp_path: Path) -> None:
+    together = tokens_of(checkpoint, tmp_path / "1", 2, PLAIN + FILTERED, *DETERMINISTIC)
+    last = tokens_of(checkpoint, tmp_path / "2", 2, FILTERED[1:], *DETERMINISTIC)
+    assert last == [tokens for index, tokens in enumerate(together) if index % 4 == 3]

@@ -138,9 +138,10 @@ def test_processes_sum_and_gather(tmp_path: Path) -> None:
         process.join(timeout=PATIENCE_S)
         assert process.exitcode == 0
     for _ in processes:
-        summed, gathered = results.get()
+        summed, gathered, ordered = results.get()
         assert summed == [3.0, 30.0]
         assert gathered == [[0.0, 0.0, 1.0, 1.0], [5.0, 5.0, 6.0, 6.0]]
+        assert ordered == [1.0 + 2.0**-9, 2.0**-9]
 
 
 def test_a_rank_outside_the_group_is_refused() -> None:

@@ -51,12 +51,15 @@ def test_ranks_get_the_sum_of_all_parts_added_and_normalised() -> None:
     for number, rows in enumerate(ROWS):
         total = torch.stack([case[number][0] for case in cases_of_ranks]).sum(dim=0)
         residual = cases_of_ranks[0][number][1].clone()
+        first, *others = (case[number][0] for case in cases_of_ranks)
+        in_order = residual + sum(others, first)
         normed = ReferenceKernels().add_rms_norm(total, residual, torch.ones(HIDDEN), EPS)
         for rank in range(WORLD_SIZE):
             torch.testing.assert_close(results[rank, number, 0, :rows], normed, rtol=3e-6, atol=3e-6)
             torch.testing.assert_close(results[rank, number, 1, :rows], residual, rtol=3e-6, atol=3e-6)
-            # To the bit, on all ranks.
+            # To the bit, on all ranks, as one after the other.
             assert torch.equal(results[rank, number, :, :rows], results[0, number, :, :rows])
+            assert torch.equal(results[rank, number, 1, :rows], in_order)
     # Nothing is left for the next sum to read.
     assert all((part.view(torch.int32) == -1).all() for part in parts)
 

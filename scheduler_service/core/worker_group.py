@@ -115,6 +115,7 @@ class WorkerGroup:
                 self._start_when_all_greeted()
             return
         logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
+        self._ranks.pop(message.rank, None)
         self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)
         self.failure = ""
         self._start_when_all_greeted()
@@ -150,9 +151,13 @@ class WorkerGroup:
             self._dismiss_members()
             return
         name = names.pop() or new_incarnation()
-        for number, rank in self._ranks.items():
+        # In the order of their greetings: the last one is there, others may have died since. Nobody may be sent to meet
+        # one that is dead: it would wait for it, and hear nothing meanwhile.
+        for number, rank in list(self._ranks.items()):
             rank.stage = Stage.CONFIGURED
-            self._configure(number, name)
+            if not self._configure(number, name):
+                del self._ranks[number]
+                return
 
     def _dismiss_members(self) -> None:
         """Have those exit that are in a group with a process that is gone; their successors will greet."""
@@ -161,21 +166,20 @@ class WorkerGroup:
             self._send(number, JoinGroup(new_incarnation()))
             del self._ranks[number]
 
-    def _configure(self, number: int, group: bytes) -> None:
+    def _configure(self, number: int, group: bytes) -> bool:
+        """Have a rank join the group, and load; False if it is gone."""
         config = self._config
-        if config.tensor_parallel_size > 1:
-            self._ranks[number].group = group
-            self._send(number, JoinGroup(group))
-        self._send(
-            number,
-            EngineConfig(
-                config.block_size,
-                config.max_num_seqs,
-                config.max_num_batched_tokens,
-                config.max_model_len,
-                config.num_blocks,
-            ),
+        engine = EngineConfig(
+            config.block_size,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.max_model_len,
+            config.num_blocks,
         )
+        if config.tensor_parallel_size == 1:
+            return self._send(number, engine)
+        self._ranks[number].group = group
+        return self._send(number, JoinGroup(group)) and self._send(number, engine)
 
     def _allocate_when_all_loaded(self) -> None:
         loaded = [rank.loaded for rank in self._ranks.values() if rank.loaded is not None]

@@ -25,7 +25,10 @@ Options = list[tuple[str, int]]
 _KEEPALIVE_PERIOD_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 # Clients may ping every ten seconds, calls open or not; half of that leaves room for pings that arrive unevenly.
-_MIN_CLIENT_PING_PERIOD_MS = 5_000
+_PING_OPTIONS: Options = [
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
 _LOW_COMPRESSION = 1
 # For TLS and HTTP/2's own greeting: whoever does not get through them cannot hold a connection.
 _HANDSHAKE_TIMEOUT_MS = 10_000
@@ -58,7 +61,8 @@ class GrpcServers:
         self._config = config
         checks = [KeyInterceptor(keyring)] if keyring is not None else []
         self._public = grpc.aio.server(interceptors=[observer, *checks], options=_public_options(config.connections))
-        self._private = grpc.aio.server(interceptors=[observer], options=_message_options(config.connections))
+        private_options = [*_message_options(config.connections), *_PING_OPTIONS]
+        self._private = grpc.aio.server(interceptors=[observer], options=private_options)
         self._health = grpc.aio.server(options=_connection_options(shares_port=False))
         shares_port = config.connections.shares_port
         credentials = certificates.grpc_credentials if certificates is not None else None
@@ -137,8 +141,7 @@ def _connection_options(shares_port: bool) -> Options:
         # Find out about callers whose machine is gone.
         ("grpc.keepalive_time_ms", _KEEPALIVE_PERIOD_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_PERIOD_MS),
+        *_PING_OPTIONS,
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_concurrent_streams", _MAX_STREAMS),
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS[0]),

@@ -11,11 +11,19 @@ _ACK = 1
 
 
 class PingingClient:
-    """Pings so often, with no call open, from a thread of its own. `result` is "" if the server has not objected."""
+    """Pings so often, with no call open, from a thread of its own.
+
+    Args:
+        address: "HOST:PORT" or "unix:/path".
+    """
 
     def __init__(self, address: str, period_s: float, num_pings: int) -> None:
-        host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)))
+        host, _, place = address.rpartition(":")
+        if host == "unix":
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(place)
+        else:
+            self._socket = socket.create_connection((host, int(place)))
         self._period_s = period_s
         self._num_pings = num_pings
         self._result = ""

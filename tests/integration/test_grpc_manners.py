@@ -37,13 +37,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def patient_pings(gateway: GatewayProcess) -> PingingClient:
-    """Pings while the other tests run."""
-    return PingingClient(gateway.address, PING_PERIOD_S, NUM_PINGS)
+def patient_pings(
+    gateway: GatewayProcess, scheduler: FakeScheduler, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[PingingClient]]:
+    """Pings to a public and a private address, while the other tests run."""
+    folder = tmp_path_factory.mktemp("p")
+    private = f"unix:{folder}/private.sock"
+    with GatewayProcess(model, scheduler.address, folder / "log", "--private-listen", private) as process:
+        process.wait_until_serving()
+        yield [PingingClient(address, PING_PERIOD_S, NUM_PINGS) for address in (gateway.address, private)]
 
 
 @pytest.fixture(autouse=True)
-def _pings_have_begun(patient_pings: PingingClient) -> None:
+def _pings_have_begun(patient_pings: list[PingingClient]) -> None:
     return None
 
 
@@ -274,8 +280,8 @@ def test_a_client_that_pings_all_the_time_is_sent_away(gateway: GatewayProcess) 
     assert PingingClient(gateway.address, 0.2, 20).wait(TIMEOUT_S) == "too_many_pings"
 
 
-def test_a_client_that_pings_every_ten_seconds_without_calls_is_tolerated(patient_pings: PingingClient) -> None:
-    assert patient_pings.wait(PATIENCE_S) == ""
+def test_a_client_that_pings_every_ten_seconds_without_calls_is_tolerated(patient_pings: list[PingingClient]) -> None:
+    assert [pings.wait(PATIENCE_S) for pings in patient_pings] == ["", ""]
 
 
 def _read_in_background(stream: Any) -> Any:

@@ -251,6 +251,19 @@ def test_a_rank_never_computes_with_the_successor_of_another(pair: SchedulerProc
     assert fresh.groups == replacing.groups
 
 
+def test_a_rank_is_not_sent_to_meet_one_that_died_before_all_had_come(pair: SchedulerProcess) -> None:
+    gateway = pair.gateway()
+    dead = pair.worker(rank=0, world_size=2)
+    gateway.wait(lambda: gateway.status is not None and gateway.status.done == 1)
+    pair.stop(dead)
+    waiting = pair.worker(rank=1, world_size=2)
+    fresh = pair.worker(rank=0, world_size=2)
+    gateway.wait_ready()
+    assert dead.groups == []
+    assert len(waiting.groups) == 1
+    assert waiting.groups == fresh.groups
+
+
 def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: SchedulerProcess) -> None:
     workers = [pair.worker(rank=rank, world_size=2, group=b"together") for rank in range(2)]
     pair.gateway().wait_ready()

@@ -10,6 +10,7 @@ from gpu_worker.attention.backend import AttentionParams
 from gpu_worker.kernels.reference import ReferenceKernels, gumbel_noise
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import linear
+from gpu_worker.kernels.triton_product import product
 from gpu_worker.kernels.triton_norm import add_rms_norm
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kernels.triton_silu import silu_mul
@@ -151,7 +152,8 @@ def test_sampling_follows_the_noise_over_a_whole_vocabulary(
     assert (tokens == expected).sum() >= rows - 1
 
 
-def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_compile_kernels_leaves_nothing_to_compile(deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
     compiled: list[str] = []
@@ -176,6 +178,7 @@ def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPat
         head=(384, 5000),
         params=frozenset({AttentionParams(0.125)}),
         dtype=torch.bfloat16,
+        deterministic=deterministic,
     )
     compile_kernels(shapes, cases.DEVICE)
     assert compiled
@@ -183,12 +186,15 @@ def test_compile_kernels_leaves_nothing_to_compile(monkeypatch: pytest.MonkeyPat
     for lengths in ([(1, 40)], [(1, 900)] * 20, [(9, 9)], [(1, 30), (6000, 6100)]):
         batch = cases.PagedBatch(lengths, 6, 3, 64, 16, torch.bfloat16)
         tokens = batch.query.shape[0]
-        batch.attend(AttentionParams(0.125))
+        batch.attend(AttentionParams(0.125), deterministic)
         x = rand(tokens, 384, dtype=torch.bfloat16)
         residual = x.float()
         KERNELS.add_rms_norm(KERNELS.rms_norm(residual, x[0], 1e-6), residual, x[0], 1e-6)
         KERNELS.silu_mul(rand(tokens, 1024, dtype=torch.bfloat16))
-        if tokens <= 4:
+        if deterministic:
+            product(x, rand(768, 384, dtype=torch.bfloat16), None, overlap=True)
+            product(x[:64], rand(5000, 384, dtype=torch.bfloat16), None, overlap=True, out_dtype=torch.float32)
+        elif tokens <= 4:
             linear(x, rand(768, 384, dtype=torch.bfloat16), None, overlap=True)
             linear(x, rand(5000, 384, dtype=torch.bfloat16), None, overlap=True, out_dtype=torch.float32)
         slots = torch.arange(tokens, device=cases.DEVICE)

@@ -128,13 +128,14 @@ def _product_kernel(
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * IN
     weight_columns = weight_ptr + outputs.to(tl.int64)[None, :] * IN
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    if BIAS:
+        # First in every tile: added last, it would be first where one step is all, as the compiler merges the two.
+        total += tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)[None, :]
     for first in tl.range(0, IN, DEPTH, num_stages=STAGES):
         features = first + tl.arange(0, DEPTH)
         is_feature = features < IN
         x = tl.load(x_rows + features[None, :], mask=is_row[:, None] & is_feature[None, :], other=0.0)
         weights = tl.load(weight_columns + features[:, None], mask=is_output[None, :] & is_feature[:, None], other=0.0)
         total = tl.dot(x, weights, total, input_precision="ieee")
-    if BIAS:
-        total += tl.load(bias_ptr + outputs, mask=is_output, other=0.0).to(tl.float32)[None, :]
     places = rows.to(tl.int64)[:, None] * OUT + outputs[None, :]
     tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_output[None, :])

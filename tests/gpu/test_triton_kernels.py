@@ -10,8 +10,8 @@ from gpu_worker.attention.backend import AttentionParams
 from gpu_worker.kernels.reference import ReferenceKernels, gumbel_noise
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import linear
-from gpu_worker.kernels.triton_product import product
 from gpu_worker.kernels.triton_norm import add_rms_norm
+from gpu_worker.kernels.triton_product import product
 from gpu_worker.kernels.triton_sampling import DeviceSampling
 from gpu_worker.kernels.triton_silu import silu_mul
 from gpu_worker.kernels.triton_warm_up import KernelShapes, compile_kernels

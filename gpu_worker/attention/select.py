@@ -63,22 +63,23 @@ def select_backend(
         "triton": obstacle_to_triton(device),
         "flash_attn": obstacle_to_flash_attention(device, block_size, shape.dtype),
         "cpu": _obstacle_to_cpu(device, shape.head_dim, native),
+        "torch": None,
     }
     if deterministic:
-        obstacles["flash_attn"] = obstacles["flash_attn"] or _NOT_DETERMINISTIC
-    if obstacles.get(name) is not None:
-        raise AttentionBackendError(
-            f"attention backend {name!r} cannot run: {obstacles[name]}; use --attention-backend auto or torch"
-        )
+        obstacles |= {other: obstacles[other] or _NOT_DETERMINISTIC for other in ("flash_attn", "torch")}
+    reasons = "; ".join(f"no {candidate}: {obstacle}" for candidate, obstacle in obstacles.items() if obstacle)
     if name == "auto":
-        fastest = next((candidate for candidate, obstacle in obstacles.items() if obstacle is None), "torch")
-        reasons = "; ".join(f"no {candidate}: {obstacle}" for candidate, obstacle in obstacles.items() if obstacle)
+        fastest = next((candidate for candidate, obstacle in obstacles.items() if obstacle is None), None)
+        if fastest is None:
+            raise AttentionBackendError(f"no attention backend can run: {reasons}")
         logger.info("attention backend chosen backend=%s reason=fastest that can run (%s)", fastest, reasons)
         name = fastest
+    elif obstacles[name] is not None:
+        raise AttentionBackendError(
+            f"attention backend {name!r} cannot run: {obstacles[name]}; use --attention-backend auto"
+        )
     else:
         logger.info("attention backend chosen backend=%s reason=asked for", name)
-    if deterministic and name == "torch":
-        raise AttentionBackendError(f"attention backend 'torch' cannot run: {_NOT_DETERMINISTIC}")
     if name == "triton":
         return _triton(shape, device, deterministic)
     if name == "flash_attn":

@@ -36,6 +36,15 @@ def test_select_backend_takes_what_is_asked_for() -> None:
     assert isinstance(select_backend("cpu", heads_of(64), 16, CPU, native()), CpuAttention)
 
 
+def test_select_backend_takes_none_that_is_not_deterministic() -> None:
+    chosen = select_backend("auto", heads_of(64), 16, CPU, native(), deterministic=True)
+    assert isinstance(chosen, CpuAttention)
+    with pytest.raises(AttentionBackendError, match="'torch' cannot run: what a token gets depends on its batch"):
+        select_backend("torch", heads_of(64), 16, CPU, native(), deterministic=True)
+    with pytest.raises(AttentionBackendError, match=r"no attention backend can run: .*; no cpu: there are no C kernels"):
+        select_backend("auto", heads_of(64), 16, CPU, None, deterministic=True)
+
+
 @pytest.mark.parametrize(
     ("name", "device", "head_dim", "reason"),
     [

@@ -112,7 +112,7 @@ def _parse() -> argparse.Namespace:
         "--deterministic",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="on a GPU, compute the same of a token whatever its batch is (slower; on a CPU it is so anyway)",
+        help="on a GPU, the same tokens whatever is in the batch (slower; on a CPU the C kernels do so anyway)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of dummy weights")
     parser.add_argument(

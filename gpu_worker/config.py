@@ -24,7 +24,7 @@ class WorkerConfig:
         gpu_memory_utilization: share of the GPU's memory for weights, activations and KV cache together.
         cpu_memory_gib: of this rank's KV cache on a CPU; None takes half of what is available, shared by the ranks.
         enforce_eager: run every step operation by operation; otherwise a GPU captures graphs.
-        deterministic: compute the same of a token whatever its batch is, more slowly; on a CPU it is so anyway.
+        deterministic: the same tokens whatever is in the batch; slower on a GPU, on a CPU the C kernels do so anyway.
         seed: of the dummy load format's weights.
         distributed_address: where several ranks meet, HOST:PORT of rank 0 or, on one host, file:PATH.
         distributed_timeout_s: longest time that a rank waits for the others, once all are loaded.

@@ -198,6 +198,7 @@ class ModelRunner:
             dtype,
             device,
             shares_host=settings.shares_host,
+            deterministic=deterministic,
         )
         with (
             explaining_memory("the weights were loaded", device),

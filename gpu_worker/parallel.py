@@ -52,8 +52,11 @@ class ParallelGroup:
         """Sum x over all ranks in their order, so that a row's bits do not depend on the rows beside it: in float32."""
         if self.world_size == 1:
             return x
-        first, *others = self._gather_parts(x).float().unbind()
-        return sum(others, first)
+        first, *others = self._gather_parts(x).unbind()
+        total = first.float()
+        for part in others:
+            total += part
+        return total
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
         """Take the largest of all ranks, element by element, in place; every rank gets it."""

@@ -20,6 +20,8 @@ _MAX_WORLD_SIZE = 8
 # Of more rows, NCCL's rings move fewer bytes; but not between two.
 _MAX_ROWS = 256
 _MAX_ROWS_OF_TWO = 8192
+# Captured steps are padded to a multiple of at most this.
+_ROWS_STEP = 512
 # All bits of an element that is still to come: a NaN that no rank writes.
 _ABSENT = -1
 _BITS = {2: torch.int16, 4: torch.int32}
@@ -60,9 +62,15 @@ class PeerMemory:
         return len(rows) <= self.max_rows and rows.shape[1] == self.parts.shape[3] and rows.dtype == self.parts.dtype
 
 
+def most_rows(world_size: int) -> int:
+    """How many rows such a group sums in its memory at most; those of longer steps are summed by NCCL."""
+    return _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS
+
+
 def part_shape(world_size: int, max_tokens: int, hidden: int) -> tuple[int, int, int, int]:
-    """Of PeerMemory.parts, for steps of up to max_tokens."""
-    return (_SLOTS, world_size, min(max_tokens, _MAX_ROWS_OF_TWO if world_size == 2 else _MAX_ROWS), hidden)
+    """Of PeerMemory.parts, for steps of up to max_tokens, which may be padded."""
+    padded = -(-max_tokens // _ROWS_STEP) * _ROWS_STEP
+    return (_SLOTS, world_size, min(padded, most_rows(world_size)), hidden)
 
 
 def clear(parts: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gpu_worker.parallel import ParallelGroup, split_heads
 
 logger = logging.getLogger(__name__)
 
-_NOT_DETERMINISTIC = "what a token gets depends on its batch, and --deterministic was asked for"
+_NOT_DETERMINISTIC = "its results depend on the batch, which --deterministic forbids"
 
 
 class AttentionBackendError(Exception):
@@ -71,7 +71,7 @@ def select_backend(
     if name == "auto":
         fastest = next((candidate for candidate, obstacle in obstacles.items() if obstacle is None), None)
         if fastest is None:
-            raise AttentionBackendError(f"no attention backend can run: {reasons}")
+            raise AttentionBackendError(f"no attention backend can run ({reasons}): mend one, or drop --deterministic")
         logger.info("attention backend chosen backend=%s reason=fastest that can run (%s)", fastest, reasons)
         name = fastest
     elif obstacles[name] is not None:

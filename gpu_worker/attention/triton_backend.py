@@ -20,8 +20,8 @@ _PREFILLS_PER_MULTIPROCESSOR = 2
 class TritonAttention:
     """Sequences that compute one token and those that compute several go through a kernel each.
 
-    In deterministic mode all go through that for several, with tiles of one shape: a token's result is the same to the
-    bit whether it is computed alone or in a chunk of any size.
+    In deterministic mode all go through the second, with tiles of one shape: a token's result is the same to the bit
+    whether it is computed alone or in a chunk of any size.
 
     `prepare` must run once per step batch before the first layer, on the same stream.
     """

@@ -44,7 +44,7 @@ class PrefillTile:
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
-    """Work on the sequences that compute several tokens: items of plan_prefill, [max_items, 2] int32, for a tile.
+    """Work on sequences that compute several tokens, or on all: items of plan_prefill, [max_items, 2], for a tile.
 
     With `masks_all` a row's result does not depend on which others are in its tile: all keys take the same loop.
     """
@@ -156,6 +156,8 @@ def _prefill_kernel(
 
     first_key ......... all_see ............... end
               no mask           causal mask
+
+    With MASK_ALL or a window there is no part without a mask.
     """
     wait_for_inputs(OVERLAP)
     head = tl.program_id(0)

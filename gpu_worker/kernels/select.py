@@ -17,7 +17,7 @@ from gpu_worker.kernels.native import NativeKernelsError, load_native
 from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.models.config import ModelConfig
 from gpu_worker.parallel import ParallelGroup
-from gpu_worker.peer_memory import open_peer_memory
+from gpu_worker.peer_memory import most_rows, open_peer_memory
 
 if TYPE_CHECKING:
     from gpu_worker.kernels.triton_sum_norm import PeerSum
@@ -82,12 +82,15 @@ def select_peer_sum(
     device: torch.device,
     *,
     shares_host: bool,
+    deterministic: bool = False,
 ) -> "PeerSum | None":
     """How ranks sum rows, in steps of up to max_tokens; called by all of them together.
 
-    None: by collective calls alone.
+    None: by collective calls alone; also in deterministic mode if longer steps would need these.
     """
     if not shares_host or obstacle_to_triton(device) is not None:
+        return None
+    if deterministic and max_tokens > most_rows(parallel.world_size):
         return None
     memory = open_peer_memory(parallel, max_tokens, hidden, dtype, device)
     if memory is None:

@@ -15,8 +15,8 @@ from gpu_worker.kernels.triton_norm import store_normed
 from gpu_worker.peer_memory import PeerMemory
 
 _BITS = {2: tl.int16, 4: tl.int32}
-# Of all programs that share a multiprocessor: their registers have room.
-_MAX_ELEMENTS, _MAX_PROGRAMS = 8192, 16
+# Of all programs that share a multiprocessor: their registers have room. Each rank more takes some.
+_MAX_ELEMENTS, _MAX_ELEMENTS_OF_TWO, _MAX_PROGRAMS = 4096, 8192, 16
 
 
 class PeerSum:
@@ -54,7 +54,8 @@ class PeerSum:
         memory, out = self._memory, torch.empty_like(part, dtype=weight.dtype)
         rows, size = part.shape
         block, warps = row_shape(size)
-        max_programs = self._num_multiprocessors * min(max(1, _MAX_ELEMENTS // block), _MAX_PROGRAMS)
+        elements = _MAX_ELEMENTS_OF_TWO if memory.world_size == 2 else _MAX_ELEMENTS
+        max_programs = self._num_multiprocessors * min(max(1, elements // block), _MAX_PROGRAMS)
         _sum_norm_kernel[(min(rows, max_programs),)](
             part,
             residual,

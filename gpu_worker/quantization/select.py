@@ -20,22 +20,20 @@ def select_linear_method(
 
     Args:
         native: the C kernels for a CPU, None where there are none.
-        deterministic: give a row the same bits whatever rows are beside it.
+        deterministic: give a row the same bits whatever rows are beside it, where there are Triton's or C kernels.
 
     Raises:
         ModelLoadError: this device cannot do it, or not at a bearable speed.
     """
     if device.type != "cpu":
-        obstacle = obstacle_to_triton(device)
-        if obstacle is not None:
-            if deterministic:
-                raise ModelLoadError(f"--deterministic needs Triton's kernels, and they cannot run: {obstacle}")
+        if obstacle_to_triton(device) is not None:
             return PlainLinearMethod(dtype)
+        # triton need not be installed
         if deterministic:
-            from gpu_worker.quantization.deterministic import DeterministicLinearMethod  # noqa: PLC0415 - the same
+            from gpu_worker.quantization.deterministic import DeterministicLinearMethod  # noqa: PLC0415
 
             return DeterministicLinearMethod(device, dtype)
-        from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415 - triton need not be installed
+        from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415
 
         return CudaLinearMethod(device, dtype)
     if native is not None and dtype in (torch.float32, torch.float16):

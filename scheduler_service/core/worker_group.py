@@ -7,7 +7,8 @@ make sense together. Several ranks also compute together, in a group that every 
 given a name, which all ranks carry:
 
     all ranks say the same name     they go on together: this scheduler was restarted, or they are to start over
-    all ranks say none              they are new: a new name is drawn, and they meet
+    all ranks say none              they are new: a new name is drawn, and they meet, once each has greeted again since
+                                    the last one came: who waits for one that died meanwhile hears nothing
     anything else                   who is in a group has lost a member: it is told of a new one, which makes it exit
 """
 
@@ -66,6 +67,8 @@ class WorkerGroup:
         self._server = server
         self._config = config
         self._ranks: dict[int, _Rank] = {}
+        # Those that have not greeted since the last one came.
+        self._unheard: set[int] = set()
         self.num_blocks = 0
         self.model: ModelInfo | None = None
         self.failure = ""
@@ -110,14 +113,15 @@ class WorkerGroup:
         if known is not None and known.incarnation == incarnation:
             is_reconnected = known.routing_id != routing_id
             known.routing_id = routing_id
-            if is_reconnected and known.stage is not Stage.READY:
-                # A message of its start may be lost with the connection.
-                self._start_when_all_greeted()
-            return
-        logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
-        self._ranks.pop(message.rank, None)
-        self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)
-        self.failure = ""
+            # A message of its start may be lost with the connection.
+            if message.rank not in self._unheard and (not is_reconnected or known.stage is Stage.READY):
+                return
+            self._unheard.discard(message.rank)
+        else:
+            logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
+            self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)
+            self._unheard = self._ranks.keys() - {message.rank}
+            self.failure = ""
         self._start_when_all_greeted()
 
     def report(self, message: WorkerProgress | WorkerLoaded | WorkerReady | WorkerFailed) -> None:
@@ -150,14 +154,14 @@ class WorkerGroup:
         if len(names) > 1:
             self._dismiss_members()
             return
-        name = names.pop() or new_incarnation()
-        # In the order of their greetings: the last one is there, others may have died since. Nobody may be sent to meet
-        # one that is dead: it would wait for it, and hear nothing meanwhile.
-        for number, rank in list(self._ranks.items()):
+        name = names.pop()
+        if not name and self._unheard:
+            return
+        name = name or new_incarnation()
+        self._unheard.clear()
+        for number, rank in self._ranks.items():
             rank.stage = Stage.CONFIGURED
-            if not self._configure(number, name):
-                del self._ranks[number]
-                return
+            self._configure(number, name)
 
     def _dismiss_members(self) -> None:
         """Have those exit that are in a group with a process that is gone; their successors will greet."""
@@ -165,21 +169,23 @@ class WorkerGroup:
             logger.warning("worker dismissed rank=%d reason=another rank was replaced", number)
             self._send(number, JoinGroup(new_incarnation()))
             del self._ranks[number]
+            self._unheard.discard(number)
 
-    def _configure(self, number: int, group: bytes) -> bool:
-        """Have a rank join the group, and load; False if it is gone."""
+    def _configure(self, number: int, group: bytes) -> None:
         config = self._config
-        engine = EngineConfig(
-            config.block_size,
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            config.max_model_len,
-            config.num_blocks,
+        if config.tensor_parallel_size > 1:
+            self._ranks[number].group = group
+            self._send(number, JoinGroup(group))
+        self._send(
+            number,
+            EngineConfig(
+                config.block_size,
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+                config.max_model_len,
+                config.num_blocks,
+            ),
         )
-        if config.tensor_parallel_size == 1:
-            return self._send(number, engine)
-        self._ranks[number].group = group
-        return self._send(number, JoinGroup(group)) and self._send(number, engine)
 
     def _allocate_when_all_loaded(self) -> None:
         loaded = [rank.loaded for rank in self._ranks.values() if rank.loaded is not None]

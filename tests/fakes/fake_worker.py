@@ -90,10 +90,14 @@ class FakeWorker:
 
     def _run(self) -> None:
         executor = None
+        is_known = False
         self._send(WorkerHello(self._rank, self._world_size, 0, self._group), ANY)
         while not self._stopping:
             if not self._socket.poll(20):
+                if not is_known:
+                    self._send(WorkerHello(self._rank, self._world_size, 0, self._group), ANY)
                 continue
+            is_known = True
             envelope = self._codec.decode(self._socket.recv())
             message = envelope.message
             if isinstance(message, JoinGroup):

@@ -66,5 +66,7 @@ def test_two_gpus_give_the_tokens_of_one(checkpoint: Path, tmp_path: Path, flags
 
 def test_two_gpus_give_the_same_tokens_in_any_batch(checkpoint: Path, tmp_path: Path) -> None:
     together = tokens_of(checkpoint, tmp_path / "1", 2, PLAIN + FILTERED, *DETERMINISTIC)
-    last = tokens_of(checkpoint, tmp_path / "2", 2, FILTERED[1:], *DETERMINISTIC)
+    plain = tokens_of(checkpoint, tmp_path / "2", 2, PLAIN, *DETERMINISTIC)
+    assert plain == [tokens for index, tokens in enumerate(together) if index % 4 < 2]
+    last = tokens_of(checkpoint, tmp_path / "3", 2, FILTERED[1:], *DETERMINISTIC)
     assert last == [tokens for index, tokens in enumerate(together) if index % 4 == 3]

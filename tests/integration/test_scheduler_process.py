@@ -251,17 +251,24 @@ def test_a_rank_never_computes_with_the_successor_of_another(pair: SchedulerProc
     assert fresh.groups == replacing.groups
 
 
-def test_a_rank_is_not_sent_to_meet_one_that_died_before_all_had_come(pair: SchedulerProcess) -> None:
-    gateway = pair.gateway()
-    dead = pair.worker(rank=0, world_size=2)
-    gateway.wait(lambda: gateway.status is not None and gateway.status.done == 1)
-    pair.stop(dead)
-    waiting = pair.worker(rank=1, world_size=2)
-    fresh = pair.worker(rank=0, world_size=2)
-    gateway.wait_ready()
-    assert dead.groups == []
-    assert len(waiting.groups) == 1
-    assert waiting.groups == fresh.groups
+@pytest.mark.parametrize("dead_rank", [0, 1, 2])
+def test_no_rank_is_sent_to_meet_one_that_died_before_all_had_come(tmp_path: Path, dead_rank: int) -> None:
+    running = SchedulerProcess(tmp_path, "--tensor-parallel-size", "3")
+    try:
+        gateway = running.gateway()
+        first, second, last = (dead_rank + 1) % 3, dead_rank, (dead_rank + 2) % 3
+        alive = [running.worker(rank=first, world_size=3)]
+        dead = running.worker(rank=second, world_size=3)
+        gateway.wait(lambda: gateway.status is not None and gateway.status.done == 2)
+        running.stop(dead)
+        alive.append(running.worker(rank=last, world_size=3))
+        alive.append(running.worker(rank=second, world_size=3))
+        gateway.wait_ready()
+        assert dead.groups == []
+        assert len(alive[0].groups) == 1
+        assert alive[0].groups == alive[1].groups == alive[2].groups
+    finally:
+        running.close()
 
 
 def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: SchedulerProcess) -> None:

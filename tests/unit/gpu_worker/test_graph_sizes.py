@@ -3,6 +3,7 @@
 import pytest
 
 from gpu_worker.execution.graphs import GraphSizes
+from gpu_worker.peer_memory import part_shape
 
 
 @pytest.mark.parametrize("max_seqs", [1, 3, 8, 100, 256, 300, 1024])
@@ -18,6 +19,12 @@ def test_every_batch_has_a_size_that_is_hardly_larger(max_seqs: int, max_tokens:
         padded = sizes.pad_mixed(count)
         assert padded is not None
         assert count <= padded <= max(count + 64, count * 1.35)
+
+
+@pytest.mark.parametrize("max_tokens", [16, 40, 300, 500, 1000, 2048, 3000, 8000, 8192])
+def test_padded_steps_have_room_in_the_memory_that_two_ranks_share(max_tokens: int) -> None:
+    sizes = GraphSizes.up_to(max_tokens, max_tokens)
+    assert part_shape(2, max_tokens, hidden=8)[2] >= max(*sizes.decodes, *sizes.mixed)
 
 
 def test_what_is_too_large_has_no_size() -> None:

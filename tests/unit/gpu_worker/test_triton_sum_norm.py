@@ -12,7 +12,7 @@ from gpu_worker.peer_memory import PeerMemory, clear, part_shape
 pytestmark = pytest.mark.skipif(cases.HAS_GPU, reason="GPUs write to GPUs: tests/gpu/test_peer_sums.py")
 
 WORLD_SIZE, HIDDEN, EPS = 3, 100, 1e-5
-# Some have several of them for each program.
+# Some have several rows for each program.
 ROWS = (1, 70, 2, 66)
 
 

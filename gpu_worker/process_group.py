@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # While ranks load, one may wait long for another whose disk is slow.
 _LOADING_PATIENCE_S = 1800.0
+# All were there a moment before they are sent to meet.
+_MEETING_PATIENCE_S = 30.0
 
 
 class ProcessGroup:
@@ -45,14 +47,16 @@ class ProcessGroup:
         if self.name:
             raise RanksLostError("another rank was replaced, and a process can join one group only: start it again")
         config, started = self._config, time.monotonic()
+        patience = timedelta(seconds=min(config.distributed_timeout_s, _MEETING_PATIENCE_S))
         try:
             with _signals_that_kill():
+                store = self._store(name, patience)
                 dist.init_process_group(
                     "gloo" if self._device.type == "cpu" else "nccl",
-                    store=self._store(name),
+                    store=store,
                     rank=config.rank,
                     world_size=config.tensor_parallel_size,
-                    timeout=timedelta(seconds=config.distributed_timeout_s),
+                    timeout=patience,
                     device_id=None if self._device.type == "cpu" else self._device,
                 )
         except RuntimeError as error:
@@ -61,6 +65,7 @@ class ProcessGroup:
                 f"{config.distributed_address} within {time.monotonic() - started:.0f} s ({first_line(error)}): "
                 "do all of them run, and with the same address?"
             ) from error
+        store.set_timeout(timedelta(seconds=config.distributed_timeout_s))
         self.name = name
         logger.info("group joined name=%s seconds=%.1f", name.hex(), time.monotonic() - started)
 
@@ -73,8 +78,8 @@ class ProcessGroup:
             patience_s = _LOADING_PATIENCE_S if expected else self._config.distributed_timeout_s
             _set_pg_timeout(timedelta(seconds=patience_s))
 
-    def _store(self, name: bytes) -> Store:
-        config, timeout = self._config, timedelta(seconds=self._config.distributed_timeout_s)
+    def _store(self, name: bytes, timeout: timedelta) -> Store:
+        config = self._config
         address = config.distributed_address
         assert address is not None
         if config.shares_host:

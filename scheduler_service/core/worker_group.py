@@ -10,10 +10,14 @@ given a name, which all ranks carry:
     all ranks say none              they are new: a new name is drawn, and they meet, once each has greeted again since
                                     the last one came: who waits for one that died meanwhile hears nothing
     anything else                   who is in a group has lost a member: it is told of a new one, which makes it exit
+
+So it is if some of a group greet and others do not: these wait for them in a step, or while they load, as the scheduler
+before this one told some of it and died before it told the others.
 """
 
 import enum
 import logging
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -37,6 +41,9 @@ from scheduler_service.core.config import SchedulerConfig
 from scheduler_service.core.sockets import PeerGoneError, Server
 
 logger = logging.getLogger(__name__)
+
+# Ranks end each step at the same time, and who has ended it greets within a second.
+_MEMBERS_PATIENCE_S = 5.0
 
 
 class Stage(enum.IntEnum):
@@ -69,6 +76,7 @@ class WorkerGroup:
         self._ranks: dict[int, _Rank] = {}
         # Those that have not greeted since the last one came.
         self._unheard: set[int] = set()
+        self._last_came_s = 0.0
         self.num_blocks = 0
         self.model: ModelInfo | None = None
         self.failure = ""
@@ -115,12 +123,14 @@ class WorkerGroup:
             known.routing_id = routing_id
             # A message of its start may be lost with the connection.
             if message.rank not in self._unheard and (not is_reconnected or known.stage is Stage.READY):
+                self._dismiss_members_if_others_stay_away()
                 return
             self._unheard.discard(message.rank)
         else:
             logger.info("worker connected rank=%d pid=%d incarnation=%s", message.rank, message.pid, incarnation.hex())
             self._ranks[message.rank] = _Rank(routing_id, incarnation, message.group)
             self._unheard = self._ranks.keys() - {message.rank}
+            self._last_came_s = time.monotonic()
             self.failure = ""
         self._start_when_all_greeted()
 
@@ -152,7 +162,7 @@ class WorkerGroup:
             return
         names = {rank.group for rank in self._ranks.values()}
         if len(names) > 1:
-            self._dismiss_members()
+            self._dismiss_members("another rank was replaced")
             return
         name = names.pop()
         if not name and self._unheard:
@@ -163,10 +173,15 @@ class WorkerGroup:
             rank.stage = Stage.CONFIGURED
             self._configure(number, name)
 
-    def _dismiss_members(self) -> None:
-        """Have those exit that are in a group with a process that is gone; their successors will greet."""
+    def _dismiss_members_if_others_stay_away(self) -> None:
+        is_complete = len(self._ranks) == self._config.tensor_parallel_size
+        if not is_complete and time.monotonic() - self._last_came_s > _MEMBERS_PATIENCE_S:
+            self._dismiss_members("others of its group do not greet")
+
+    def _dismiss_members(self, reason: str) -> None:
+        """Have those exit that are in a group which cannot go on; their successors will greet."""
         for number in [number for number, rank in self._ranks.items() if rank.group]:
-            logger.warning("worker dismissed rank=%d reason=another rank was replaced", number)
+            logger.warning("worker dismissed rank=%d reason=%s", number, reason)
             self._send(number, JoinGroup(new_incarnation()))
             del self._ranks[number]
             self._unheard.discard(number)

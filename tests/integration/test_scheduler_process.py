@@ -271,6 +271,16 @@ def test_no_rank_is_sent_to_meet_one_that_died_before_all_had_come(tmp_path: Pat
         running.close()
 
 
+def test_a_member_of_a_group_whose_others_stay_away_is_dismissed(pair: SchedulerProcess) -> None:
+    alone = pair.worker(rank=1, world_size=2, group=b"together")
+    wait_for(lambda: len(alone.groups) == 1)
+    assert alone.groups != [b"together"]
+    pair.stop(alone)
+    for rank in range(2):
+        pair.worker(rank=rank, world_size=2)
+    pair.gateway().wait_ready()
+
+
 def test_ranks_of_one_group_go_on_with_a_new_scheduler(pair: SchedulerProcess) -> None:
     workers = [pair.worker(rank=rank, world_size=2, group=b"together") for rank in range(2)]
     pair.gateway().wait_ready()

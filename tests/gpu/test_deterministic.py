@@ -6,36 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Qwen3Config
 
 import tests.unit.gpu_worker.triton_cases as cases
 from gpu_worker.attention.backend import AttentionParams
 from gpu_worker.kernels.triton_product import product, product_tiles
 from pagewire.ipc.requests import Sampling
+from tests.gpu.families import small_families
 from tests.unit.gpu_worker.launched_steps import run_prompts
 from tests.unit.gpu_worker.model_harness import random_model
 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
 VOCAB = 151
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 256,
-    "intermediate_size": 416,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "initializer_range": 0.02,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
-}
-FAMILIES = {
-    "llama": LlamaConfig(**SIZES, head_dim=32),
-    "qwen3": Qwen3Config(**SIZES, head_dim=64),
-    "mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=40),
-}
+FAMILIES = small_families(VOCAB, max_position_embeddings=1024, num_layers=3)
 SAMPLINGS = [Sampling(0.0, 0, 1.0, 0.0, 0), Sampling(1.0, 0, 1.0, 0.0, 5), Sampling(0.9, 0, 0.9, 0.0, 6)]
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+from transformers import PreTrainedModel
 
 import tests.unit.gpu_worker.triton_cases as cases
 from pagewire.ipc.requests import Sampling
 from tests.fakes.bare_scheduler import GREEDY
+from tests.gpu.families import small_families
 from tests.unit.gpu_worker.launched_steps import run_prompts
 from tests.unit.gpu_worker.model_harness import random_model
 from tests.unit.gpu_worker.shaped_cases import MIXED, TOLERANCE, check_records, complete, predict
@@ -18,24 +19,7 @@ from tests.unit.gpu_worker.shaped_cases import MIXED, TOLERANCE, check_records, 
 pytestmark = [pytest.mark.gpu, cases.needs_gpu]
 
 VOCAB, MAX_MODEL_LEN = 32, 512
-SIZES = {
-    "vocab_size": VOCAB,
-    "hidden_size": 256,
-    "intermediate_size": 416,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_MODEL_LEN,
-    "initializer_range": 0.02,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
-}
-FAMILIES = {
-    "llama": LlamaConfig(**SIZES, head_dim=32),
-    "qwen3": Qwen3Config(**SIZES, head_dim=64),
-    "mistral": MistralConfig(**SIZES, head_dim=32, sliding_window=40),
-}
+FAMILIES = small_families(VOCAB, MAX_MODEL_LEN, num_layers=2)
 
 
 class Checkpoint:

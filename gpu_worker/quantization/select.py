@@ -23,19 +23,14 @@ def select_linear_method(
         deterministic: give a row the same bits whatever rows are beside it, where there are Triton's or C kernels.
 
     Raises:
-        ModelLoadError: this device cannot do it, or not at a bearable speed.
+        ModelLoadError: this CPU cannot do it, or not at a bearable speed.
     """
     if device.type != "cpu":
         if obstacle_to_triton(device) is not None:
             return PlainLinearMethod(dtype)
-        # triton need not be installed
-        if deterministic:
-            from gpu_worker.quantization.deterministic import DeterministicLinearMethod  # noqa: PLC0415
+        from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415 - triton need not be installed
 
-            return DeterministicLinearMethod(device, dtype)
-        from gpu_worker.quantization.cuda import CudaLinearMethod  # noqa: PLC0415
-
-        return CudaLinearMethod(device, dtype)
+        return CudaLinearMethod(device, dtype, deterministic)
     if native is not None and dtype in (torch.float32, torch.float16):
         return CpuLinearMethod(native, dtype)
     if dtype == torch.float32:

@@ -8,6 +8,7 @@ from gpu_worker.kernels.reference import ReferenceKernels
 from gpu_worker.kernels.triton_kernels import TritonKernels
 from gpu_worker.kernels.triton_linear import is_fastest, linear
 from gpu_worker.kernels.triton_product import product, product_tiles
+from gpu_worker.quantization.cuda import CudaLinearMethod
 
 SHAPES = [(1, 1), (1, 7), (3, 64), (5, 100), (2, 576), (33, 577), (3, 1536)]
 REFERENCE = ReferenceKernels()
@@ -136,6 +137,22 @@ def test_product_equals_reference(num_tokens: int, size: int, outputs: int, dtyp
     for tile in (None, *product_tiles(x.itemsize, x.device)):
         assert cases.relative_error(product(x, weight, None, False, torch.float32, tile), expected) < 3e-6
         assert cases.relative_error(product(x, weight, bias, False, None, tile), expected + bias.double()) < 2e-3
+
+
+@pytest.mark.parametrize("num_tokens", [1, 70])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_layers_and_heads_are_multiplied_by_what_fits(num_tokens: int, deterministic: bool) -> None:
+    half = torch.float16
+    x, weight, bias = rand(num_tokens, 64, dtype=half), rand(33, 64, dtype=half), rand(33, dtype=half)
+    method = CudaLinearMethod(cases.DEVICE, half, deterministic)
+    expected = x.double() @ weight.double().T
+    for result, wanted, dtype, most in (
+        (method.pack(weight, None)(x), expected, half, 2e-3),
+        (method.pack(weight, bias)(x), expected + bias.double(), half, 2e-3),
+        (method.pack_head(weight)(x), expected, torch.float32, 3e-6),
+    ):
+        assert result.dtype is dtype
+        assert cases.relative_error(result, wanted) < most
 
 
 def test_linear_is_offered_for_few_rows_it_can_multiply() -> None:
